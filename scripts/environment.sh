@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# environment.sh PYTHON VENV READY: make VENV hold exactly what constraints.txt says, then write READY.
+#
+# READY is written last.  An installation that was interrupted leaves VENV/.installing behind, and
+# the next call starts from an empty environment; one that ended is only brought up to date.
+set -euo pipefail
+python=$1 venv=$2 ready=$3
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    found=$("$python" --version 2>&1 || true)
+    echo "error: '$python' is ${found:-not there}; hauberk needs Python 3.11 or newer." \
+        "Name one: make demo PYTHON=python3.11" >&2
+    exit 1
+fi
+
+if [[ -e $venv/.installing || ! -x $venv/bin/python ]]; then
+    "$python" -m venv --clear "$venv" || {
+        echo "error: '$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
+        exit 1
+    }
+fi
+touch "$venv/.installing"
+rm -f "$ready"
+
+echo "Installing into $venv; the first time this takes some minutes."
+pip=("$venv/bin/python" -m pip --disable-pip-version-check)
+# First pip itself: dependency groups need 25.1.
+"${pip[@]}" install --quiet --constraint constraints.txt pip
+"${pip[@]}" install --quiet --constraint constraints.txt --editable . --group dev
+
+rm "$venv/.installing"
+touch "$ready"
