@@ -1,0 +1,149 @@
+"""What the report is made of: the rows that the stages wrote, and a way to find one of them."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+Row = Mapping[str, Any]
+"""One object of a JSON file, as it was written."""
+
+UNDEFENDED = "none"
+
+SUITES = (
+    "text", "text_blank", "text_image", "image", "image_clutter", "typographic", "adversarial",
+    "benign_text", "benign_image", "lookalike",
+)  # fmt: skip
+"""The order in which known suites are shown; others follow by name."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement and how far it lies from the undefended one."""
+
+    suite: str
+    metric: str
+    value: float | None
+    """None where nothing was measured."""
+    n: int | None
+    low: float | None
+    high: float | None
+    change: Row | None
+    """The row of differences.json, paired by sample."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the page shows; more models, defenses and suites are only more rows."""
+
+    metrics: Sequence[Row]
+    """Rows of metrics.json of every run."""
+    differences: Sequence[Row] = ()
+    """Rows of differences.json."""
+    sweeps: Mapping[tuple[str, str], Row] = field(default_factory=dict)
+    """(model, defense) -> its sweep.json; only where a setting was chosen by a sweep."""
+    responses: Sequence[Row] = ()
+    """Lines of responses.jsonl of every run."""
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """sample_id -> PNG, JPEG or WebP bytes; only samples with a picture."""
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    """Model -> the defense that is put forward for it."""
+    context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Title -> names and values for the foot of the page: parameters, versions, hashes."""
+
+    @cached_property
+    def models(self) -> list[str]:
+        """The models in order of appearance."""
+        return _unique(row["model"] for row in self.metrics)
+
+    def defenses(self, model: str) -> list[str]:
+        """Undefended first, then the defense put forward, then the others as they appear."""
+        names = _unique(row["defense"] for row in self.metrics if row["model"] == model)
+        first = (UNDEFENDED, self.chosen.get(model))
+        return sorted(names, key=lambda name: first.index(name) if name in first else len(first))
+
+    def suites(self, model: str, metric: str | None = None) -> list[str]:
+        """Return the suites of a model, all or those with a metric, in their fixed order."""
+        names = _unique(
+            row["suite"]
+            for row in self.metrics
+            if row["model"] == model and metric in (None, row["metric"])
+        )
+        return sorted(names, key=suite_order)
+
+    def cell(self, model: str, defense: str, suite: str, metric: str) -> Cell | None:
+        """Find a measurement, or None where no row says anything about it."""
+        row = self._by_key.get((model, defense, suite, metric))
+        if row is None:
+            return None
+        return Cell(
+            suite=suite,
+            metric=metric,
+            value=number(row["value"]),
+            n=row.get("n"),
+            low=number(row.get("low")),
+            high=number(row.get("high")),
+            change=self._changes.get((model, defense, suite, metric)),
+        )
+
+    def utility(self, model: str, defense: str) -> Cell | None:
+        """How many benign questions with an image are answered right: what a defense costs."""
+        return self._first(model, defense, "accuracy", ("benign_image", "benign_text"))
+
+    def over_refusal(self, model: str, defense: str) -> Cell | None:
+        """How many harmless questions are refused, on the ones that look harmful if there are."""
+        return self._first(model, defense, "over_refusal", ("lookalike", "benign_image"))
+
+    def response(self, model: str, defense: str, sample_id: str) -> Row | None:
+        """Find what was answered to a sample."""
+        return self._answers.get((model, defense, sample_id))
+
+    def _first(
+        self, model: str, defense: str, metric: str, preferred: Sequence[str]
+    ) -> Cell | None:
+        suites = self.suites(model, metric)
+        for suite in [*(name for name in preferred if name in suites), *suites]:
+            cell = self.cell(model, defense, suite, metric)
+            if cell is not None:
+                return cell
+        return None
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, ...], Row]:
+        return _index(self.metrics, ("model", "defense", "suite", "metric"), "metrics")
+
+    @cached_property
+    def _changes(self) -> dict[tuple[str, ...], Row]:
+        return _index(self.differences, ("model", "defense", "suite", "metric"), "differences")
+
+    @cached_property
+    def _answers(self) -> dict[tuple[str, ...], Row]:
+        return _index(self.responses, ("model", "defense", "sample_id"), "responses")
+
+
+def number(value: float | None) -> float | None:
+    """Read a number of a JSON file; null and NaN both mean that nothing was measured."""
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def suite_order(suite: str) -> tuple[int, str]:
+    """Sort key: known suites in their order, then the others by name."""
+    return (SUITES.index(suite) if suite in SUITES else len(SUITES), suite)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _index(rows: Sequence[Row], names: Sequence[str], what: str) -> dict[tuple[str, ...], Row]:
+    found: dict[tuple[str, ...], Row] = {}
+    for row in rows:
+        key = tuple(row[name] for name in names)
+        if key in found:
+            raise ValueError(
+                f"{what} hold two rows for {key}; one row a measurement is right: "
+                "remove the duplicate before the report is rendered."
+            )
+        found[key] = row
+    return found

@@ -1,0 +1,130 @@
+"""The plots as parts of the page: a file, a caption, and words for those who do not see it."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tasks.report.comparison import Comparison, Row, number
+from tasks.report.plots import plot_alpha, plot_layers, plot_trade_off
+from tasks.report.sweeps import KIND, SETTING, every_setting, wilson
+from tasks.report.theme import drawing, svg
+from tasks.report.words import amount, interval
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One plot."""
+
+    name: str
+    """Its file is plots/NAME.svg."""
+    title: str
+    caption: str
+    alt: str
+    svg: str
+
+
+def figures(comparison: Comparison, model: str) -> list[Figure]:
+    """Draw every plot for which a model has numbers."""
+    with drawing():
+        drawn = [*_alphas(comparison, model), *_overall(comparison, model)]
+        return [
+            Figure(_file_name(name), title, caption, alt, svg(drawing_))
+            for name, title, caption, alt, drawing_ in drawn
+            if drawing_ is not None
+        ]
+
+
+def setting(row: Row) -> str:
+    """Write a setting in words: alpha and what else it has."""
+    parts = [f"α {row['alpha']:g}"] if number(row.get("alpha")) is not None else []
+    parts += [str(row[name]) for name in KIND if row.get(name) is not None]
+    rest = [f"{name} {brief(row[name])}" for name in SETTING if name not in KIND and name in row]
+    return ", ".join([*parts, *rest])
+
+
+def brief(value: object) -> str:
+    """Write a value of a setting; a long run of layers as its ends."""
+    if isinstance(value, list | tuple):
+        whole = [item for item in value if isinstance(item, int)]
+        if len(whole) == len(value) > 2 and whole == list(range(whole[0], whole[-1] + 1)):
+            return f"{whole[0]} to {whole[-1]}"
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def measured_setting(row: Row) -> str:
+    """Write a setting with what was measured: never an unsafe rate without its cost."""
+    parts = []
+    for metric, title, count in (
+        ("unsafe_rate", "unsafe answers", "n_harmful"),
+        ("accuracy", "exact answers", "n_benign"),
+        ("over_refusal", "over-refusal", "n_benign"),
+    ):
+        value, n = number(row.get(metric)), row.get(count)
+        bounds = interval(*(wilson(value, n) or (None, None)), metric)
+        parts.append(f"{title} {amount(value, metric)} ({bounds}, n {n})")
+    return f"{setting(row)}: {', '.join(parts)}"
+
+
+def _alphas(comparison: Comparison, model: str) -> Iterator[tuple[Any, ...]]:
+    for (owner, defense), sweep in comparison.sweeps.items():
+        if owner != model:
+            continue
+        split = sweep.get("split", "calibration")
+        chosen = [measured_setting(row) for row in sweep["rows"] if row.get("chosen")]
+        caption = (
+            f"Measured on the {split} split, never on test. A thick line is the setting of its "
+            "kind that holds the chosen point, or else the best one; thin lines are the others. "
+            f"Bands: 95 % Wilson intervals. Rule: {sweep.get('rule', 'not stated')}"
+        )
+        alt = (
+            f"Three line plots against alpha for {len(sweep['rows'])} settings of {defense} on "
+            f"{model}: unsafe answers, exact answers, over-refusal. "
+            f"Chosen: {'; '.join(chosen) or 'none'}. Every number is in the table below."
+        )
+        title = f"{defense}: unsafe answers and utility against α ({split} split)"
+        yield f"alpha.{model}.{defense}", title, caption, alt, plot_alpha(sweep)
+
+
+def _overall(comparison: Comparison, model: str) -> Iterator[tuple[str, str, str, str, Any]]:
+    settings = every_setting(comparison, model)
+    trade_off: Drawing | None = plot_trade_off(comparison, model)
+    yield (
+        f"trade-off.{model}",
+        "The whole trade-off",
+        "Every setting that was tried: α, compose, layers, level. The ring is what was chosen, the "
+        "cross is undefended. The numbers of samples and the intervals are in the table below.",
+        f"Two scatter plots of {len(settings)} settings on {model}: unsafe answers against exact "
+        "answers to benign questions, and against over-refusal. "
+        "Every number is in the table below.",
+        trade_off,
+    )
+    yield (
+        f"layers.{model}",
+        "The shift, layer by layer",
+        "Left: length of the shift vector relative to the hidden state. Right: how far the states "
+        "really move when the chosen setting is applied, in lengths of the vector; the dotted line "
+        "is the α that was asked for. Above it, layers add up what earlier ones have moved.",
+        f"Two line plots by decoder block on {model}: {_layers_in_words(comparison, model)}",
+        plot_layers(comparison, model),
+    )
+
+
+def _layers_in_words(comparison: Comparison, model: str) -> str:
+    parts = []
+    for (owner, defense), sweep in comparison.sweeps.items():
+        moved = [number(row.get("realised")) for row in sweep.get("layers", ())]
+        known = [value for value in moved if value is not None]
+        if owner == model and known:
+            parts.append(
+                f"{defense} moves the states by {min(known):.2f} to {max(known):.2f} lengths"
+            )
+    return "; ".join(parts) or "no displacement measured"
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]", "-", name)

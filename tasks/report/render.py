@@ -1,0 +1,125 @@
+"""From rows to reports/index.html and its plots."""
+
+from base64 import b64encode
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.report import tables, words
+from tasks.report.comparison import UNDEFENDED, Comparison
+from tasks.report.figures import Figure, brief, figures, setting
+from tasks.report.samples import AT_MOST, pick
+from tasks.report.sweeps import wilson
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+HERE = Path(__file__).parent
+
+IMAGE_TYPES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+"""First bytes of a picture -> its type."""
+
+
+def render_report(comparison: Comparison, out: Path) -> Path:
+    """Write the report.
+
+    The page needs nothing beside itself: pictures, plots, style and script are inside, and its
+    own policy forbids it to load anything.  The same comparison gives the same bytes.
+
+    Parameters
+    ----------
+    comparison : Comparison
+        What was measured.
+    out : Path
+        A folder, made where it is missing; receives ``index.html`` and ``plots/*.svg``.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    ValueError
+        If two rows claim the same measurement, or a picture is neither PNG, JPEG nor WebP.
+    """
+    plots = {model: figures(comparison, model) for model in comparison.models}
+    page = _environment().get_template("page.html.j2").render(_content(comparison, plots))
+    (out / "plots").mkdir(parents=True, exist_ok=True)
+    for figure in (figure for drawn in plots.values() for figure in drawn):
+        (out / "plots" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
+    index = out / "index.html"
+    index.write_text(page, encoding="utf-8")
+    return index
+
+
+def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[str, Any]:
+    script = (HERE / "script.js").read_text(encoding="utf-8")
+    samples = {
+        model: pick(comparison, model, defense)
+        for model, defense in comparison.chosen.items()
+        if model in comparison.models
+    }
+    visible = {shown.sample["sample_id"] for kinds in samples.values() for kind in kinds
+               for shown in kind.shown}  # fmt: skip
+    return {
+        "style": (HERE / "style.css").read_text(encoding="utf-8"),
+        "script": script,
+        "script_hash": b64encode(sha256(script.encode()).digest()).decode(),
+        "comparison": comparison,
+        "undefended": UNDEFENDED,
+        "overviews": [tables.overview(comparison, model) for model in comparison.models],
+        "columns": tables.COLUMNS,
+        "measured": tables.measured(comparison),
+        "others": tables.others(comparison),
+        "plots": plots,
+        "sweeps": comparison.sweeps,
+        "judges": {model: tables.judges(comparison, model) for model in comparison.models},
+        "samples": samples,
+        "at_most": AT_MOST,
+        "costs": {model: tables.costs(comparison, model) for model in comparison.models},
+        "context": {title: tables.flat(values) for title, values in comparison.context.items()},
+        "images": {
+            name: _picture(name, data)
+            for name, data in comparison.images.items()
+            if name in visible
+        },
+    }
+
+
+def _environment() -> "Environment":
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        amount=words.amount,
+        interval=words.interval,
+        change_parts=words.change_parts,
+        full=words.full,
+        setting=setting,
+        brief=brief,
+        wilson=wilson,
+        svg_uri=lambda text: _data_uri("image/svg+xml", text.encode()),
+    )
+    return environment
+
+
+def _picture(name: str, data: bytes) -> str:
+    for start, media_type in IMAGE_TYPES.items():
+        if data.startswith(start):
+            return _data_uri(media_type, data)
+    raise ValueError(
+        f"the picture of sample {name!r} starts with {data[:4]!r}; PNG, JPEG and WebP can be "
+        "shown: encode it as one of them."
+    )
+
+
+def _data_uri(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{b64encode(data).decode()}"

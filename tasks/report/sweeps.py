@@ -1,0 +1,83 @@
+"""The settings that a sweep has tried: grouped by what they do, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.report.comparison import Comparison, Row, number
+
+KIND = ("compose", "level")
+"""What a colour and a dash stand for."""
+COMPOSES = ("incremental", "naive", "single")
+"""The ones that are known keep their colour in every plot."""
+SETTING = ("level", "compose", "estimator", "position", "steps", "layers")
+"""What makes a line; alpha runs along it."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The points of one setting in the order of alpha."""
+
+    kind: str
+    look: tuple[int, bool]
+    points: tuple[Row, ...]
+    leads: bool
+    """Whether it holds the chosen point, or the best point of its kind where none is chosen."""
+
+
+def kind_of(row: Row) -> str:
+    """Name what a setting does, for the legend."""
+    return ", ".join(str(row[name]) for name in KIND if row.get(name) is not None) or "setting"
+
+
+def look_of(row: Row) -> tuple[int, bool]:
+    """Return the place of a setting's colour, and whether its line is solid."""
+    compose, level = row.get("compose", COMPOSES[0]), row.get("level")
+    if compose in COMPOSES:
+        return COMPOSES.index(compose), level != "dataset"
+    return len(COMPOSES) + sum(str(compose).encode()) % 3, level != "dataset"
+
+
+def lines(rows: Sequence[Row]) -> list[Line]:
+    """Group the rows of a sweep into lines over alpha; one line of each kind leads."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if number(row.get("alpha")) is not None:
+            groups.setdefault(tuple(str(row.get(name)) for name in SETTING), []).append(row)
+    kinds: dict[str, list[list[Row]]] = {}
+    for members in groups.values():
+        kinds.setdefault(kind_of(members[0]), []).append(members)
+    found = []
+    for kind, candidates in kinds.items():
+        best = max(candidates, key=_merit)
+        for members in candidates:
+            points = tuple(sorted(members, key=lambda row: float(row["alpha"])))
+            found.append(Line(kind, look_of(points[0]), points, leads=members is best))
+    return found
+
+
+def every_setting(comparison: Comparison, model: str) -> list[dict[str, Any]]:
+    """Return the rows of all sweeps of a model, each with the defense that it belongs to."""
+    return [
+        {"defense": defense, **row}
+        for (owner, defense), sweep in comparison.sweeps.items()
+        if owner == model
+        for row in sweep["rows"]
+    ]
+
+
+def wilson(value: float | None, n: int | None) -> tuple[float, float] | None:
+    """95 % interval of a proportion, or None where there is nothing to bound."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    if value is None or not n:
+        return None
+    low, high = proportion_confint(round(value * n), n, method="wilson")
+    return float(low), float(high)
+
+
+def _merit(members: Sequence[Row]) -> tuple[bool, float]:
+    """Rank a line: the chosen one first, then by its best accuracy minus unsafe rate."""
+    points = ((number(row.get("accuracy")), number(row.get("unsafe_rate"))) for row in members)
+    best = max((a - u for a, u in points if a is not None and u is not None), default=-1.0)
+    return any(row.get("chosen") for row in members), best

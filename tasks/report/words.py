@@ -1,0 +1,84 @@
+"""Numbers as words: one way to write a rate, an interval, a change and a p-value."""
+
+from tasks.report.comparison import Cell, Row, number
+
+MISSING = "not measured"
+MINUS = "\N{MINUS SIGN}"
+SPACE = "\N{NARROW NO-BREAK SPACE}"
+BREAKLESS = "\N{NO-BREAK SPACE}"
+
+SECONDS = ("seconds", "latency")
+"""A metric whose name holds one of these is a time; every other one is a proportion."""
+
+
+def is_time(metric: str) -> bool:
+    """Whether a metric is measured in seconds rather than as a share of the samples."""
+    return any(word in metric for word in SECONDS)
+
+
+def amount(value: float | None, metric: str) -> str:
+    """Write a measurement with its unit."""
+    if value is None:
+        return MISSING
+    return f"{value:.3g}{SPACE}s" if is_time(metric) else f"{100 * value:.1f}{SPACE}%"
+
+
+def interval(low: float | None, high: float | None, metric: str) -> str:
+    """Write an interval without its unit, or nothing where there is none."""
+    if low is None or high is None:
+        return ""
+    scale, form = (1, ".3g") if is_time(metric) else (100, ".1f")
+    return f"{_signed(scale * low, form)}{BREAKLESS}to{BREAKLESS}{_signed(scale * high, form)}"
+
+
+def change(value: float | None, metric: str) -> str:
+    """Write a difference with its sign, in points for a share and in seconds for a time."""
+    if value is None:
+        return MISSING
+    if is_time(metric):
+        return f"{_signed(value, '+.3g')}{SPACE}s"
+    return f"{_signed(100 * value, '+.1f')} points"
+
+
+def p_value(value: float | None) -> str:
+    """Write a p-value; below a thousandth its size means nothing."""
+    if value is None:
+        return ""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def full(cell: Cell) -> str:
+    """Write a measurement with all that belongs to it: value, interval and n."""
+    text = amount(cell.value, cell.metric)
+    bounds = interval(cell.low, cell.high, cell.metric)
+    inside = ", ".join(part for part in (bounds, f"n{BREAKLESS}{cell.n}" if cell.n else "") if part)
+    return f"{text} ({inside})" if inside else text
+
+
+def change_line(row: Row) -> str:
+    """Write a paired difference with its interval and its p-value."""
+    metric = row["metric"]
+    text = change(number(row["value"]), metric)
+    bounds = interval(number(row.get("low")), number(row.get("high")), metric)
+    return ", ".join(
+        part
+        for part in (f"{text} ({bounds})" if bounds else text, p_value(number(row.get("p_value"))))
+        if part
+    )
+
+
+def change_parts(row: Row) -> list[str]:
+    """Write a paired difference in two short lines for the cell of a table."""
+    metric = row["metric"]
+    value = change(number(row["value"]), metric).removesuffix(" points")
+    first = ", ".join(part for part in (value, p_value(number(row.get("p_value")))) if part)
+    bounds = interval(number(row.get("low")), number(row.get("high")), metric)
+    return [first, f"({bounds})"] if bounds else [first]
+
+
+def _signed(value: float, form: str) -> str:
+    """Format with a real minus sign, and never as minus nothing."""
+    text = format(value, form)
+    if float(text) == 0:
+        text = text.replace("-", "+" if form.startswith("+") else "")
+    return text.replace("-", MINUS)
