@@ -1,0 +1,125 @@
+"""A bundle as the record sees it: a folder with card.json, and nothing that is executed."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from registry.errors import NotBuilt, Unverified
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What becomes one version: a bundle, its evaluation, and the stages that made them."""
+
+    model: str
+    defense: str
+    bundle: Path
+    evaluation: Path
+    stages: tuple[str, ...]
+    """Their names in dvc.lock: the evaluation, and the undefended one it is compared with."""
+    reports: Path
+    """The folder of the compare stage."""
+
+    @property
+    def name(self) -> str:
+        """The registered model."""
+        return f"{self.defense}.{self.model}"
+
+    @cached_property
+    def card(self) -> dict[str, Any]:
+        """The bundle's card."""
+        return read_card(self.bundle)
+
+    def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+        """Give the metrics, the paired differences and the undefended metrics."""
+        metrics = _rows(self.reports / "metrics.json")
+        differences = _rows(self.reports / "differences.json")
+        own = [r for r in metrics if (r["model"], r["defense"]) == (self.model, self.defense)]
+        bare = [r for r in metrics if (r["model"], r["defense"]) == (self.model, "none")]
+        paired = [
+            r for r in differences if (r["model"], r["defense"]) == (self.model, self.defense)
+        ]
+        if not own:
+            raise NotBuilt(
+                f"{self.reports / 'metrics.json'} has no row of {self.model} with {self.defense}; "
+                "run the pipeline: `python -m flows run`."
+            )
+        return own, paired, bare
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise NotBuilt(f"{path} does not exist; run the pipeline first: `python -m flows run`.")
+    return list(json.loads(path.read_text()))
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Read the card of a finished folder.
+
+    Raises
+    ------
+    NotBuilt
+        If there is none: the card is written last, so the folder is not finished.
+    """
+    path = folder / "card.json"
+    if not path.is_file():
+        raise NotBuilt(f"{path} does not exist; run the pipeline first: `python -m flows run`.")
+    return dict(json.loads(path.read_text()))
+
+
+def tree_hash(folder: Path) -> str:
+    """Hash every file of a folder with its path: 64 hexadecimal digits."""
+    lines = [
+        f"{_sha256(path)}  {path.relative_to(folder).as_posix()}"
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def find_bundle(folder: Path) -> Path:
+    """Find the bundle in a downloaded MLflow model: ``data/NAME/card.json``.
+
+    Raises
+    ------
+    Unverified
+        If the folder does not hold exactly one.
+    """
+    found = sorted(folder.glob("data/*/card.json"))
+    if len(found) != 1:
+        raise Unverified(
+            f"{folder} holds {len(found)} bundles under data/ instead of one; the version was not "
+            "made by `python -m flows publish`: publish again."
+        )
+    return found[0].parent
+
+
+def verify_bundle(folder: Path, expected: str) -> None:
+    """Compare the bytes of a bundle with its card and with the hash that was recorded.
+
+    Raises
+    ------
+    Unverified
+        Naming every file that differs.
+    """
+    wrong = []
+    for name, recorded in read_card(folder).get("files", {}).items():
+        found = _sha256(folder / name) if (folder / name).is_file() else "no such file"
+        if found != recorded:
+            wrong.append(f"{name}: the card says {recorded}, found {found}")
+    if not wrong and (found := tree_hash(folder)) != expected:
+        wrong.append(f"the bundle: the registry says {expected}, found {found}")
+    if wrong:
+        raise Unverified(
+            "the bytes of the version are not those that were published:\n  "
+            + "\n  ".join(wrong)
+            + "\nRestore the artifact store, or publish again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

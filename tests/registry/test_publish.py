@@ -1,0 +1,110 @@
+"""Publishing: once per lineage, nothing lost, nothing executable."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from registry.errors import NotBuilt
+from registry.publish import publish
+from registry.store import Store, open_store
+
+
+def test_a_version_holds_bundle_numbers_lineage_and_report(project, store: Store):
+    made = publish(store, project.subject, project.live)
+    version = store.version("cmrm.toy", "candidate")
+    assert (made.created, made.version, str(version.version)) == (True, "1", "1")
+    assert version.tags["lineage.key"] == made.key
+    assert version.tags["git.commit"] == project.git("rev-parse", "HEAD")
+    assert version.tags["git.dirty"] == "true"
+    assert version.tags["dvc.in.lab/words.txt"] == "aa"
+    assert version.tags["data.ids"].startswith("anchor:abab")
+    run = store.client.get_run(version.run_id)
+    assert run.info.experiment_id == store.experiment_id
+    assert run.data.metrics["text_image/unsafe_rate"] == 0.05
+    assert run.data.metrics["vs_none/benign_image/accuracy.low"] == pytest.approx(-0.06)
+    assert run.data.params["defenses.cmrm.alpha"] == "1.0"
+    assert run.inputs.dataset_inputs[0].dataset.name == "anchor"
+    files = {f.path for f in store.client.list_artifacts(version.run_id, "evaluation")}
+    assert {"evaluation/table.json", "evaluation/responses.jsonl"} <= files
+
+
+def test_the_model_is_data_without_code_or_pickle(project, store: Store, tmp_path: Path):
+    import mlflow
+
+    publish(store, project.subject, project.live)
+    folder = Path(mlflow.artifacts.download_artifacts("models:/cmrm.toy@candidate"))
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert {"data/bundle/card.json", "data/bundle/shift.safetensors", "MLmodel"} <= names
+    assert not [n for n in names if n.endswith((".pkl", ".py", ".pickle"))]
+    assert "loader_module: hauberk.bundle" in (folder / "MLmodel").read_text()
+
+
+def test_the_same_lineage_is_published_once(project, store: Store):
+    first = publish(store, project.subject, project.live)
+    second = publish(store, project.subject, project.live)
+    assert (second.created, second.version, second.key) == (False, first.version, first.key)
+    assert len(store.client.search_runs([store.experiment_id])) == 1
+
+
+def test_another_evaluation_is_another_version_and_the_candidate(project, store: Store):
+    publish(store, project.subject, project.live)
+    project.build(unsafe=0.02)
+    assert publish(store, project.subject, project.live).version == "2"
+    assert store.aliases("cmrm.toy") == {"candidate": "2"}
+    project.build(unsafe=0.05)
+    again = publish(store, project.subject, project.live)
+    assert (again.created, store.aliases("cmrm.toy")) == (False, {"candidate": "1"})
+
+
+def test_a_publication_that_was_killed_is_made_again_whole(project, store: Store):
+    first = publish(store, project.subject, project.live)
+    store.client.delete_model_version("cmrm.toy", first.version)
+    run = store.client.search_runs([store.experiment_id])[0].info.run_id
+    store.client.update_run(run, status="RUNNING")
+    again = publish(store, project.subject, project.live)
+    assert again.created
+    assert store.client.get_run(run).info.status == "KILLED"
+
+
+def test_a_version_whose_artifacts_are_gone_is_published_anew(project, store: Store):
+    import shutil
+
+    publish(store, project.subject, project.live)
+    shutil.rmtree(project.root / "mlartifacts")
+    assert publish(store, project.subject, project.live).version == "2"
+
+
+def test_missing_numbers_are_left_out_not_written_as_zero(project, store: Store):
+    project.build(unsafe=None)
+    made = publish(store, project.subject, project.live)
+    run = store.client.get_run(store.version("cmrm.toy", made.version).run_id)
+    assert "text_image/unsafe_rate" not in run.data.metrics
+
+
+def test_an_unfinished_bundle_is_refused_and_nothing_is_written(project, store: Store):
+    (project.subject.bundle / "card.json").unlink()
+    with pytest.raises(NotBuilt, match=r"card\.json does not exist.*flows run"):
+        publish(store, project.subject, project.live)
+    assert store.names() == []
+
+
+def test_the_default_store_is_the_one_mlflow_finds_by_itself(project, store: Store):
+    import subprocess
+    import sys
+
+    publish(store, project.subject, project.live)
+    code = "import mlflow; print(mlflow.artifacts.download_artifacts('models:/cmrm.toy@candidate'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=project.root, capture_output=True, text=True, check=True
+    )
+    card = Path(done.stdout.strip().splitlines()[-1]) / "data" / "bundle" / "card.json"
+    assert json.loads(card.read_text())["method"] == "cmrm"
+
+
+def test_a_dead_server_is_one_sentence_after_two_seconds(tmp_path, monkeypatch):
+    from registry.errors import Unreachable
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(Unreachable, match="nothing answers there"):
+        open_store(tmp_path)
