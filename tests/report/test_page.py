@@ -1,0 +1,175 @@
+"""The page says what the rows say, all of it, and nothing that could be dangerous or misleading."""
+
+import re
+from base64 import b64decode, b64encode
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from tasks.report import Comparison, render_report
+from tasks.report.tables import COLUMNS
+from tasks.report.words import MISSING, amount
+from tests.report.made_up import UNSAFE, WRONG, comparison
+from tests.report.reading import Page
+
+HOSTILE = "</p><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}"
+
+
+def render(results: Comparison, folder: Path) -> Page:
+    return Page(render_report(results, folder).read_text(encoding="utf-8"))
+
+
+def test_every_measurement_is_in_the_table_as_it_was_measured(results, page):
+    names = list(COLUMNS)
+    shown = {
+        (row[0].text.strip(), row[2].text.strip(), row[1].text.strip(), names[place]): cell
+        for row in page.table("measured")[1:]
+        for place, cell in enumerate(row[3:])
+    }
+    for row in results.metrics:
+        defense = "undefended" if row["defense"] == "none" else row["defense"]
+        cell = shown[row["model"], defense, row["suite"], row["metric"]]
+        assert float(cell.value) == row["value"]
+        assert amount(row["value"], row["metric"]) in cell.text
+        assert f"n {row['n']}" in cell.text
+
+
+def test_every_paired_difference_is_shown_unrounded(results, page):
+    rows = {tuple(cell.text.strip() for cell in row) for row in page.table("differences")[1:]}
+    names = ("model", "suite", "defense", "metric", "value", "low", "high", "n", "worse", "better",
+             "p_value")  # fmt: skip
+    for row in results.differences:
+        assert tuple(str(row[name]) for name in names) in rows
+
+
+def test_every_setting_of_a_sweep_is_in_its_table(results, page):
+    rows = [r for attributes, r in page.tables if "sweep" in (attributes.get("class") or "")]
+    assert [len(r) - 1 for r in rows] == [len(sweep["rows"]) for sweep in results.sweeps.values()]
+
+
+def test_a_metric_without_a_column_is_shown_all_the_same(results, tmp_path):
+    row = {"model": "lab-llava", "defense": "cmrm", "suite": "image", "metric": "surprise_rate",
+           "value": 0.125, "n": 8, "low": 0.02, "high": 0.47}  # fmt: skip
+    page = render(replace(results, metrics=[*results.metrics, row], sweeps={}), tmp_path)
+    texts = [[cell.text.strip() for cell in line] for line in page.table("others")]
+    assert ["lab-llava", "image", "cmrm", "surprise_rate", "0.125", "0.02", "0.47", "8"] in texts
+
+
+def test_more_models_defenses_and_suites_are_only_more_rows(tmp_path):
+    unsafe = {**UNSAFE, "tga": UNSAFE["cmrm"], "cmrm+tga": UNSAFE["cmrm"]}
+    wrong = {**WRONG, "tga": 0.0, "cmrm+tga": 0.0}
+    page = render(replace(comparison(("a", "b", "c"), unsafe, wrong), sweeps={}), tmp_path)
+    assert len(page.table("measured")) - 1 == 3 * 5 * 8
+    assert sum("overview" in (a.get("class") or "") for a, _ in page.tables) == 3
+
+
+def test_an_unsafe_rate_never_stands_without_utility_over_refusal_n_and_interval(page):
+    place = {name: 3 + index for index, name in enumerate(COLUMNS)}
+    for row in page.table("measured")[1:]:
+        if row[place["unsafe_rate"]].value:
+            assert row[place["accuracy"]].value
+            assert row[place["over_refusal"]].value
+            for name in ("unsafe_rate", "accuracy", "over_refusal"):
+                assert re.search(r"\d to \S*\d · n \d+", row[place[name]].text.replace("\xa0", " "))
+    for attributes, rows in page.tables:
+        if "overview" in (attributes.get("class") or ""):
+            for row in rows[2:]:
+                assert "use" in row[-2].classes
+                assert "cost" in row[-1].classes
+                for cell in row[1:]:
+                    assert re.search(r"\d to \d.* · n \d+", cell.text.replace("\xa0", " "))
+
+
+def test_what_was_not_measured_is_no_zero(results, tmp_path):
+    rows = [{**row, "value": [None, float("nan")][place % 2], "low": None, "high": None}
+            for place, row in enumerate(results.metrics)]  # fmt: skip
+    page = render(replace(results, metrics=rows, sweeps={}), tmp_path)
+    for row in page.table("measured")[1:]:
+        assert all(MISSING in cell.text or cell.text.strip() == "–" for cell in row[3:])
+    assert "cannot be judged" in page.text
+
+
+def test_the_page_refers_to_nothing_outside_itself(page, index):
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "action", "data"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("data:", "#"))
+    assert "http" not in re.sub(r"http-equiv", "", page.source)
+    assert "url(" not in page.source
+    assert "@import" not in page.source
+    for plot in (index.parent / "plots").iterdir():
+        assert set(re.findall(r"https?://[^/\"]+", plot.read_text())) <= {"http://www.w3.org",
+            "http://purl.org", "http://creativecommons.org"}  # fmt: skip
+
+
+def test_every_link_inside_the_page_has_its_target(page):
+    names = {attributes.get("id") for _, attributes in page.elements}
+    links = [a["href"][1:] for a in page.all("a") if (a.get("href") or "").startswith("#")]
+    assert links
+    assert set(links) <= names
+
+
+def test_hostile_text_stays_text(results, tmp_path):
+    responses = [{**row, "response": HOSTILE, "question": HOSTILE, "reference": HOSTILE}
+                 for row in results.responses]  # fmt: skip
+    page = render(
+        replace(results, responses=responses, sweeps={}, context={HOSTILE: {HOSTILE: HOSTILE}}),
+        tmp_path,
+    )
+    assert len(page.all("script")) == 1
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+    assert "<script>alert(1)</script>" in page.text
+    assert "{{ 7 * 7 }}" in page.text
+
+
+def test_the_policy_allows_this_script_and_no_other(page):
+    script = re.search(r"<script>(.*?)</script>", page.source, re.DOTALL)[1]
+    digest = b64encode(sha256(script.encode()).digest()).decode()
+    policy = next(a["content"] for a in page.all("meta") if "http-equiv" in a)
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_same_results_give_the_same_bytes(results, index, tmp_path):
+    again = render_report(results, tmp_path)
+    assert again.read_bytes() == index.read_bytes()
+    for plot in (index.parent / "plots").iterdir():
+        assert (tmp_path / "plots" / plot.name).read_bytes() == plot.read_bytes()
+
+
+def test_pictures_have_words_and_tables_have_captions_and_headings(page):
+    assert all(image.get("alt") for image in page.all("img"))
+    assert len(page.all("caption")) == len(page.tables)
+    assert all("scope" in head for head in page.all("th"))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_plots_on_the_page_are_the_plots_beside_it(page, index):
+    embedded = {
+        b64decode(image["src"].split(",", 1)[1])
+        for image in page.all("img")
+        if image["src"].startswith("data:image/svg")
+    }
+    assert embedded == {plot.read_bytes() for plot in (index.parent / "plots").iterdir()}
+
+
+def test_a_page_can_be_made_of_metrics_alone(results, tmp_path):
+    page = render(Comparison(metrics=results.metrics), tmp_path)
+    assert "No defense is put forward" in page.text
+    assert not page.all("img")
+
+
+def test_two_rows_for_one_measurement_are_refused(results, tmp_path):
+    doubled = [*results.metrics, results.metrics[0]]
+    with pytest.raises(ValueError, match=r"two rows for \('lab-llava', 'none', 'text'.*remove"):
+        render_report(replace(results, metrics=doubled, sweeps={}), tmp_path)
+
+
+def test_a_picture_of_another_format_is_named(results, tmp_path):
+    images = dict.fromkeys(results.images, b"GIF89a")
+    with pytest.raises(ValueError, match=r"sample '\w+-\d+' starts with b'GIF8'.*PNG"):
+        render_report(replace(results, images=images, sweeps={}), tmp_path)
