@@ -1,0 +1,1 @@
+"""What the hidden states of a model say: twins, gaps, and where refusal lives."""

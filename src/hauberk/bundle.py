@@ -1,0 +1,285 @@
+"""A defense on disk: data files and a card, hashed and bound to one model.
+
+``card.json`` says what the bundle is, what it was fitted on and for which model it was made, and
+holds the sha256 of every other file and of itself.  Reading verifies, in this order: the card,
+every hash, that nothing else lies in the folder, and the binding; only then is a tensor used.
+Bundles are data: nothing is unpickled, nothing is executed, and no path leaves the folder.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from hauberk.errors import BadBundle, TamperedBundle, WrongModel
+
+CARD = "card.json"
+SCHEMA = 1
+_SAMPLED_VALUES = 1024
+"""Values of each tensor that go into the fingerprint of the weights."""
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a bundle was made for.
+
+    ``model`` and ``revision`` tell a person where the weights came from; the other four are
+    compared when a bundle is loaded.
+    """
+
+    model: str
+    revision: str | None
+    architecture: str
+    weights: str
+    chat_template: str
+    processor: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A bundle's identity."""
+
+    method: str
+    binding: Binding
+    parameters: Mapping[str, Any]
+    data: list[dict[str, str]]
+    """What the defense was fitted on: ids and hashes."""
+    measurements: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    hauberk: str = ""
+    schema: int = SCHEMA
+
+
+def binding_of(model: PreTrainedModel, processor: ProcessorMixin) -> Binding:
+    """Identify a loaded model and its processor."""
+    return Binding(
+        model=str(model.config.name_or_path),
+        revision=getattr(model.config, "_commit_hash", None),
+        architecture=type(model).__name__,
+        weights=fingerprint(model),
+        chat_template=_text_hash(processor.chat_template or processor.tokenizer.chat_template),
+        processor=_text_hash(_canonical(_processor_state(processor)).decode()),
+    )
+
+
+@torch.no_grad()
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hash a model's weights in milliseconds, whatever their number.
+
+    Covers every tensor's name and shape and up to 1024 of its values, evenly spaced, read as
+    bfloat16 so that the same checkpoint has one fingerprint in every precision it is loaded in.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().flatten()
+        step = max(1, flat.numel() // _SAMPLED_VALUES)
+        values = flat[::step].to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) -> Path:
+    """Write a bundle so that it is either complete or not there.
+
+    ``write_files`` puts the data files into the folder it is given; their hashes are added to
+    the card, which is written last.
+    """
+    from hauberk import __version__
+
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_files(partial)
+    files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+    content = {**asdict(card), "files": files, "hauberk": __version__}
+    content["card_sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
+    (partial / CARD).write_bytes(_canonical(content))
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def read_card(folder: Path) -> tuple[Path, Card]:
+    """Read and verify a bundle's card and files, without looking at any model.
+
+    Parameters
+    ----------
+    folder : the bundle itself, or a downloaded MLflow model that holds it under ``data/``
+
+    Returns
+    -------
+    (Path, Card)
+        Where the files lie, and the card.
+
+    Raises
+    ------
+    BadBundle
+        If there is no card, or a newer hauberk wrote it.
+    TamperedBundle
+        If the card or any file differs by one byte, is missing, or was added.
+    """
+    home = _find(Path(folder))
+    raw = (home / CARD).read_bytes()
+    content = _verified_card(home, raw)
+    for name, expected in content["files"].items():
+        path = home / name
+        if Path(name).name != name or path.is_symlink():
+            raise TamperedBundle(f"{home}: the card names {name!r}, which leaves the folder.")
+        found = file_hash(path) if path.is_file() else "no such file"
+        if found != expected:
+            raise TamperedBundle(
+                f"{path}: sha256 expected {expected}, found {found}; download the bundle again."
+            )
+    added = sorted({p.name for p in home.iterdir()} - set(content["files"]) - {CARD})
+    if added:
+        raise TamperedBundle(
+            f"{home}: expected only {sorted(content['files'])} and {CARD}, found also {added}."
+        )
+    fields = {key: content[key] for key in Card.__dataclass_fields__ if key != "binding"}
+    return home, Card(binding=Binding(**content["binding"]), **fields)
+
+
+def check_binding(card: Card, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Raise :class:`WrongModel`, naming every difference, unless the bundle fits the model."""
+    found = asdict(binding_of(model, processor))
+    expected = asdict(card.binding)
+    compared = ("architecture", "weights", "chat_template", "processor")
+    wrong = [
+        f"{key}: expected {expected[key]}, found {found[key]}"
+        for key in compared
+        if expected[key] != found[key]
+    ]
+    if wrong:
+        raise WrongModel(
+            f"this {card.method} bundle was made for {expected['model']!r}, "
+            f"not for {found['model']!r}:\n  "
+            + "\n  ".join(wrong)
+            + "\nLoad the model it names, or build the defense for this one."
+        )
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _find(folder: Path) -> Path:
+    inside = [path.parent for path in sorted(folder.glob(f"data/*/{CARD}"))]
+    homes = [folder] if (folder / CARD).is_file() else inside
+    if len(homes) != 1:
+        raise BadBundle(
+            f"{folder}: expected a {CARD} here or in exactly one folder below data/, found "
+            f"{len(homes)}; give the folder of a bundle or of a downloaded MLflow model."
+        )
+    return homes[0]
+
+
+def _verified_card(home: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(raw)
+        recorded = content.pop("card_sha256")
+    except (ValueError, KeyError, AttributeError):
+        raise TamperedBundle(f"{home / CARD}: expected a card with its hash, found none.") from None
+    found = hashlib.sha256(_canonical(content)).hexdigest()
+    if found != recorded or _canonical({**content, "card_sha256": recorded}) != raw:
+        raise TamperedBundle(
+            f"{home / CARD}: sha256 expected {recorded}, found {found} (or other spacing); "
+            "download the bundle again."
+        )
+    if content["schema"] > SCHEMA:
+        raise BadBundle(
+            f"{home}: the card has schema {content['schema']}, this hauberk reads up to {SCHEMA}; "
+            f"install hauberk {content['hauberk']} or newer."
+        )
+    return content
+
+
+def _canonical(content: Any) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _text_hash(text: Any) -> str:
+    return hashlib.sha256(str(text).encode()).hexdigest()
+
+
+def _processor_state(processor: ProcessorMixin) -> dict[str, Any]:
+    """Everything that decides what the model is fed, and nothing that names files or versions."""
+    volatile = {"name_or_path", "_name_or_path", "transformers_version", "processor_class"}
+    images = getattr(processor, "image_processor", None)
+    state = images.to_dict() if images is not None else {}
+    kept = {key: value for key, value in state.items() if key not in volatile}
+    settings = {
+        key: value
+        for key, value in vars(processor).items()
+        if isinstance(value, str | int | float | bool) and key not in {*volatile, "chat_template"}
+    }
+    vocabulary = hashlib.sha256(_canonical(processor.tokenizer.get_vocab())).hexdigest()
+    return json.loads(
+        json.dumps({"images": kept, "settings": settings, "vocabulary": vocabulary}, default=str)
+    )  # type: ignore[no-any-return]
+
+
+def _load_pyfunc(path: str) -> "PyfuncDefense":
+    """Load a bundle as MLflow's pyfunc flavour does; MLflow calls this with the data folder."""
+    return PyfuncDefense(Path(path))
+
+
+class PyfuncDefense:
+    """A promoted defense behind ``mlflow.pyfunc.load_model``: base model and defense together.
+
+    The base model's weights are not in the registry; it is loaded from where the bundle's card
+    says, or from ``model_path``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.card = read_card(folder)
+        self._loaded: tuple[Any, Any, Any] | None = None
+
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
+        """Answer rows with columns ``prompt`` and, optionally, ``image`` (base64)."""
+        import base64
+        import importlib
+        import io
+
+        from PIL import Image
+
+        requests = importlib.import_module("hauberk.requests")
+        known = {"model_path", "max_new_tokens"}
+        params = dict(params or {})
+        if unknown := sorted(set(params) - known):
+            raise ValueError(f"unknown params {unknown}; known are {sorted(known)}.")
+        model, processor, defense = self._load(params.get("model_path"))
+        asked = []
+        for row in model_input.to_dict("records"):
+            encoded = row.get("image")
+            images = []
+            if isinstance(encoded, str) and encoded:
+                images = [Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))]
+            asked.append(requests.Request(text=row["prompt"], images=images))
+        limit = int(params.get("max_new_tokens", 64))
+        answers = requests.respond(model, processor, asked, defense, max_new_tokens=limit)
+        return [answer.text for answer in answers]
+
+    def _load(self, model_path: str | None) -> tuple[Any, Any, Any]:
+        if self._loaded is None:
+            import importlib
+
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+
+            source = model_path or self.card.binding.model
+            revision = self.card.binding.revision
+            model = AutoModelForImageTextToText.from_pretrained(source, revision=revision).eval()
+            processor = AutoProcessor.from_pretrained(source, revision=revision)
+            defense = importlib.import_module("hauberk.defenses").load(
+                self.folder, model, processor
+            )
+            self._loaded = model, processor, defense
+        return self._loaded

@@ -1,0 +1,40 @@
+"""The defenses: one file each, and one line in :data:`DEFENSES`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hauberk.bundle import check_binding, read_card
+from hauberk.defenses.protocol import Defense, Undefended
+from hauberk.defenses.shift import Shift
+from hauberk.errors import BadBundle
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+DEFENSES: dict[str, type[Defense]] = {"cmrm": Shift}
+
+
+def load(folder: Path | str, model: "PreTrainedModel", processor: "ProcessorMixin") -> Defense:
+    """Load a bundle for a model: verified, bound, ready to be applied.
+
+    Parameters
+    ----------
+    folder : a bundle, or an MLflow model downloaded from the registry
+    model, processor : what the bundle was made for
+
+    Raises
+    ------
+    BadBundle, TamperedBundle, WrongModel
+        If it is no bundle, was changed, or was made for something else.
+    """
+    home, card = read_card(Path(folder))
+    if card.method not in DEFENSES:
+        raise BadBundle(
+            f"{home}: method {card.method!r} is not one of {sorted(DEFENSES)}; "
+            f"the bundle was written by hauberk {card.hauberk}."
+        )
+    check_binding(card, model, processor)
+    return DEFENSES[card.method].load(home, card, model, processor)
+
+
+__all__ = ["DEFENSES", "Defense", "Shift", "Undefended", "load"]

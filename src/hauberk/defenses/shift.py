@@ -1,0 +1,319 @@
+"""CMRM: give back to the hidden states what the mere presence of an image takes away.
+
+An image, even a blank one, moves the decoder's states away from where the language model learnt
+to refuse.  With h[l](x) the state after block l at the last prompt position, x a prompt, and
+img' a meaningless image, the shift is estimated for one sample or over a data set (Eq. 4, 5),
+
+    v[l](x) = h[l](x) - h[l](x, img')            v[l] = mean_i v[l](x_i),
+
+and added where the model decodes (Eq. 6): h[l] <- h[l] + alpha v[l].  The paper prints both
+signs; we always move towards text, as its model of the shift (Eq. 3) demands.
+
+v[l] is the gap *accumulated* up to block l.  Adding it at every block (``compose: naive``, the
+literal reading) adds it again to a stream that already carries the additions below, so the
+realised displacement grows with depth.  ``incremental`` adds v[l] - v[l-1] instead, which sums
+to v[l] at every depth; ``single`` adds v[l] at one block only.
+
+Source: Liu et al., "Unraveling and Mitigating Safety Alignment Degradation of Vision-Language
+Models", Findings of ACL 2025, arXiv:2410.09047.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from hauberk.analysis.twins import TwinStates
+from hauberk.anatomy import Anatomy, anatomy_of
+from hauberk.bundle import Binding, Card, write_bundle
+from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
+from hauberk.hooks import Edit, editing
+from hauberk.requests import BlankKind, Request, encode
+
+Level = Literal["dataset", "sample"]
+Compose = Literal["naive", "incremental", "single"]
+Estimator = Literal["mean", "rank1"]
+Position = Literal["last", "all"]
+Steps = Literal["all", "prefill"]
+
+_TENSORS = "shift.safetensors"
+
+
+@dataclass(frozen=True)
+class ShiftSetting:
+    """What a run may vary.  The defaults are the literal reading of the paper."""
+
+    level: Level = "dataset"
+    """One vector for all requests, or one for each (two short extra prefills)."""
+    compose: Compose = "naive"
+    estimator: Estimator = "mean"
+    """Of the dataset level: the mean, or the uncentred first principal direction.  (Ordinary PCA
+    centres the differences and so finds the variation around the shift, not the shift.)"""
+    position: Position = "last"
+    """Edit the position that is being decoded, or every position of the prompt as well."""
+    steps: Steps = "all"
+    """Edit at every decoding step, or only while the prompt is read."""
+    layers: tuple[int, ...] | None = None
+    """Decoder blocks to correct, counted from 0; None for all.  ``single`` takes one."""
+    alpha: float = 1.0
+    """0 leaves the model as it is; 1 gives the whole shift back (the paper sweeps 0 to 1)."""
+    blank: BlankKind = "white"
+
+    def chosen_layers(self, blocks: int) -> tuple[int, ...]:
+        """Name the blocks to correct in a model of ``blocks`` blocks."""
+        return tuple(range(blocks)) if self.layers is None else tuple(sorted(self.layers))
+
+
+def estimate_shift(shifts: Tensor, estimator: Estimator = "mean") -> Tensor:
+    """Reduce the shifts of single samples to one vector a layer (Eq. 5).
+
+    Parameters
+    ----------
+    shifts : (n, layers, hidden size), any float dtype
+    estimator : ``mean``, or ``rank1``: the leading right singular vector of the uncentred
+        differences, signed and scaled by its inner product with the mean, so that alpha keeps
+        its meaning as a share of the shift
+
+    Returns
+    -------
+    Tensor (layers, hidden size), float32
+
+    Raises
+    ------
+    ValueError
+        If there is no sample, or the estimator is unknown.
+    """
+    if shifts.ndim != 3 or not len(shifts):
+        raise ValueError(f"shifts must be (n, layers, hidden size), n > 0; got {shifts.shape}.")
+    shifts = shifts.float()
+    mean = shifts.mean(0)
+    if estimator == "mean":
+        return mean
+    if estimator == "rank1":
+        by_layer = shifts.transpose(0, 1)
+        direction = torch.linalg.svd(by_layer, full_matrices=False).Vh[:, 0]
+        return direction * (direction * mean).sum(-1, keepdim=True)
+    raise ValueError(f"estimator {estimator!r} is not one of mean, rank1.")
+
+
+def sample_shifts(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    requests: Sequence[Request],
+    *,
+    blank: BlankKind = "white",
+    batch_size: int = 64,
+) -> Tensor:
+    """Compute the shift of every request: (requests, layers, hidden size) float32 on the CPU.
+
+    The requests must have an image; only its presence and size matter.
+    """
+    twins = TwinStates(model, processor, blank)
+    found = []
+    for start in range(0, len(requests), batch_size):
+        inputs = encode(processor, requests[start : start + batch_size]).to(model.device)
+        found.append(twins.shifts(inputs["input_ids"], inputs["attention_mask"]).cpu())
+    return torch.cat(found)
+
+
+def composed(vectors: Tensor, setting: ShiftSetting) -> dict[int, Tensor]:
+    """Tell what is added at each layer: layer -> alpha times (..., hidden size).
+
+    Parameters
+    ----------
+    vectors : (..., layers, hidden size) of accumulated shifts
+    """
+    layers = setting.chosen_layers(vectors.shape[-2])
+    added, below = {}, None
+    for layer in layers:
+        vector = vectors[..., layer, :]
+        step = vector - below if setting.compose == "incremental" and below is not None else vector
+        added[layer] = setting.alpha * step
+        below = vector
+    return added
+
+
+class Shift:
+    """A fitted CMRM defense.
+
+    Parameters
+    ----------
+    vectors : (layers, hidden size) float32
+        The dataset-level shift.  At sample level it is not added; it is kept as the yardstick
+        of the realised displacement.
+    setting : what to do with it
+    processor : needed at sample level, where the twins of a prompt are tokenized anew
+    """
+
+    method = "cmrm"
+
+    def __init__(
+        self, vectors: Tensor, setting: ShiftSetting, processor: ProcessorMixin | None = None
+    ) -> None:
+        if setting.level == "sample" and processor is None:
+            raise ValueError("level 'sample' needs the processor to make the twins of a prompt.")
+        if setting.compose == "single" and len(setting.layers or ()) != 1:
+            raise ValueError(
+                f"compose 'single' takes exactly one layer, got {setting.layers}; "
+                "give `layers` one number."
+            )
+        self.vectors, self.setting, self.processor = vectors.float().cpu(), setting, processor
+
+    def rewrite(self, request: Request) -> Request:
+        """Return the request as it is: CMRM acts inside the model."""
+        return request
+
+    @contextmanager
+    def applied(self, model: PreTrainedModel) -> Iterator[None]:
+        """Correct the states of requests with an image while the ``with`` block runs.
+
+        Text-only rows keep every bit, and so does everything at alpha 0.  Keep the block open
+        over many requests: at sample level the cache of the blank image lives as long as it.
+        """
+        anatomy = anatomy_of(model)
+        layers = self.setting.chosen_layers(len(anatomy.blocks))
+        anatomy.check_layers(layers)
+        if self.setting.alpha == 0:
+            yield
+            return
+        session = _Session(self, model, anatomy)
+        edits: dict[int, Edit] = {layer: partial(session.edit, layer) for layer in layers}
+        before = model.register_forward_pre_hook(session.before, with_kwargs=True)
+        with editing(anatomy.blocks, edits), before:
+            yield
+
+    def with_alpha(self, alpha: float) -> "Shift":
+        """The same defense at another strength."""
+        return Shift(self.vectors, replace(self.setting, alpha=alpha), self.processor)
+
+    def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
+        """Write the bundle: vectors as float32 safetensors, everything else in the card."""
+        extra = about.pop("extra_files", {})
+
+        def write(home: Path) -> None:
+            save_file({"shift": self.vectors.contiguous()}, home / _TENSORS)
+            for name, content in extra.items():
+                (home / name).write_text(content)
+
+        card = Card(self.method, binding, parameters=asdict(self.setting), **about)
+        return write_bundle(folder, card, write)
+
+    @classmethod
+    def load(
+        cls, home: Path, card: Card, model: PreTrainedModel, processor: ProcessorMixin
+    ) -> Self:
+        """Read a verified bundle."""
+        tensors = load_file(home / _TENSORS)
+        anatomy = anatomy_of(model)
+        expected = (len(anatomy.blocks), anatomy.hidden_size)
+        if set(tensors) != {"shift"}:
+            raise TamperedBundle(f"{home}: expected the tensor 'shift', found {sorted(tensors)}.")
+        if tuple(tensors["shift"].shape) != expected:
+            raise WrongModel(
+                f"{home}: shift vectors for this model have shape {expected}, "
+                f"found {tuple(tensors['shift'].shape)}."
+            )
+        parameters = dict(card.parameters)
+        if parameters["layers"] is not None:
+            parameters["layers"] = tuple(parameters["layers"])
+        return cls(tensors["shift"], ShiftSetting(**parameters), processor)
+
+
+class _Session:
+    """What has to be remembered between the prompt and its decoding steps, for one model."""
+
+    def __init__(self, shift: Shift, model: PreTrainedModel, anatomy: Anatomy) -> None:
+        self.setting, self.anatomy = shift.setting, anatomy
+        self.fixed = {
+            layer: vector.to(model.device) for layer, vector in composed(shift.vectors, shift.setting).items()
+        }
+        self.twins: TwinStates | None = None
+        if shift.setting.level == "sample":
+            assert shift.processor is not None  # checked by Shift
+            self.twins = TwinStates(model, shift.processor, shift.setting.blank)
+        self.rows: Tensor | None = None
+        """Rows with an image; None while nothing is to be edited."""
+        self.where = torch.empty(0)
+        """Positions to edit in this pass, bool (rows, positions)."""
+        self.added = self.fixed
+        self.prompt = torch.empty(0, 0)
+        self.length = 0
+
+    def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        """Look at the inputs of one forward pass and decide what its edits are."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids is None:
+            raise UnsupportedRequest(
+                "CMRM reads from input_ids which rows have an image; call the model with "
+                "input_ids, not with inputs_embeds alone."
+            )
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        if past == 0 and not self._continues(ids, cache):
+            self._read_prompt(ids, kwargs.get("attention_mask"))
+        elif past and (ids.shape[1] != 1 or past < self.length):
+            raise UnsupportedRequest(
+                f"{ids.shape[1]} tokens after {past} cached ones: CMRM follows a whole prompt and "
+                "then one token at a time; switch off chunked prefill, assisted decoding and "
+                "prompt caches."
+            )
+        else:
+            self._decode(ids, past)
+
+    def edit(self, layer: int, states: Tensor) -> Tensor:
+        """Add the shift at one block: (rows, positions, hidden size) -> the same."""
+        if self.rows is None:
+            return states
+        added = self.added[layer].to(states.device)
+        if added.ndim == 1:
+            added = added.expand(len(states), -1)
+        edited = states.clone()
+        # In float32 before it meets half precision states, so that small steps are not lost.
+        row, position = self.where.to(states.device).nonzero(as_tuple=True)
+        edited[row, position] = (edited[row, position].float() + added[row]).to(states.dtype)
+        return edited
+
+    def _read_prompt(self, ids: Tensor, mask: Tensor | None) -> None:
+        self.rows = None  # the twins run through the same blocks, unedited
+        pictured = (ids == self.anatomy.image_token_id).any(1)
+        mask = torch.ones_like(ids) if mask is None else mask
+        self.prompt, self.length = ids, ids.shape[1]
+        if not pictured.any():
+            return
+        if self.twins is not None:
+            self.added = composed(self.twins.shifts(ids, mask), self.setting)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        attended = mask.bool()
+        last = (attended * positions).amax(1, keepdim=True)
+        chosen = attended if self.setting.position == "all" else positions == last
+        self.where = chosen & pictured.unsqueeze(1)
+        self.rows = pictured
+
+    def _continues(self, ids: Tensor, cache: Any) -> bool:
+        """Without a cache every step shows the prompt again, one token longer each time."""
+        known = self.prompt.shape[1]
+        return (
+            cache is None
+            and known > 0
+            and ids.shape == (self.prompt.shape[0], self.length + 1)
+            and torch.equal(ids[:, :known], self.prompt)
+        )
+
+    def _decode(self, ids: Tensor, past: int) -> None:
+        self.length += 1
+        if self.rows is None:
+            return
+        new = self.rows.unsqueeze(1)
+        if self.setting.steps == "prefill":
+            new = torch.zeros_like(new)
+        if past:
+            self.where = new
+        else:
+            self.where = torch.cat([self.where, new], dim=1)

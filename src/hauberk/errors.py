@@ -1,0 +1,48 @@
+"""What can go wrong, as a user sees it.
+
+* HauberkError            catch this to catch them all
+  x BadParams             params.yaml holds something that no run can use
+  x BadData               a data file is not what it claims to be
+  x UnknownFamily         no anatomy is known for this model
+  x LayerOutOfRange       a setting names a block that the model does not have
+  x UnsupportedRequest    a defense cannot act on this way of calling the model
+  x BadBundle             a folder is no bundle, or one of a newer hauberk
+  x TamperedBundle        a bundle's bytes are not those that were published
+  x WrongModel            a bundle was made for another model
+"""
+
+
+class HauberkError(Exception):
+    """Anything that a user of hauberk can cure."""
+
+
+class BadParams(HauberkError):
+    """A parameter is unknown, of the wrong type, or out of range."""
+
+
+class BadData(HauberkError):
+    """A data file is missing, malformed, or holds rows that contradict each other."""
+
+
+class UnknownFamily(HauberkError):
+    """The parts of a model could not be found."""
+
+
+class LayerOutOfRange(HauberkError, ValueError):
+    """A decoder block was asked for that the model does not have."""
+
+
+class UnsupportedRequest(HauberkError):
+    """The model is called in a way that the defense cannot follow."""
+
+
+class BadBundle(HauberkError):
+    """The folder does not hold a bundle that this version can read."""
+
+
+class TamperedBundle(HauberkError):
+    """A file of a bundle is missing, unlisted, or differs from its recorded hash."""
+
+
+class WrongModel(HauberkError):
+    """A bundle is bound to other weights, another architecture, template or processor."""

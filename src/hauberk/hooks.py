@@ -1,0 +1,60 @@
+"""Reading and changing hidden states: the only code that touches forward hooks.
+
+Both work on *block outputs*, the residual stream after a decoder block, of shape
+(batch, positions, hidden size) and the model's dtype.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+Edit = Callable[[Tensor], Tensor]
+"""Takes a block's output and returns what the next block shall see."""
+
+
+@contextmanager
+def editing(blocks: Sequence[nn.Module], edits: Mapping[int, Edit]) -> Iterator[None]:
+    """Change the output of some blocks while the ``with`` block runs, and no longer."""
+    with ExitStack() as stack:
+        for index, edit in edits.items():
+            # First in line: transformers keeps hooks of its own on the blocks to serve
+            # `output_hidden_states`, and would otherwise report unedited states.
+            hook = blocks[index].register_forward_hook(_replace(edit), prepend=True)
+            stack.enter_context(hook)  # a handle removes itself, also after an error
+        yield
+
+
+@contextmanager
+def recording(
+    blocks: Sequence[nn.Module], keep: Callable[[Tensor], Tensor]
+) -> Iterator[list[list[Tensor]]]:
+    """Collect ``keep(output)`` of every block, as the next block sees it.
+
+    Yields one list a block; every forward pass inside the ``with`` block appends to each.
+    ``keep`` selects what is wanted at once (such as the last position), so that a pass over long
+    prompts does not hold every state.
+    """
+    seen: list[list[Tensor]] = [[] for _ in blocks]
+    with ExitStack() as stack:
+        for block, kept in zip(blocks, seen, strict=True):
+            stack.enter_context(block.register_forward_hook(_append(kept, keep)))
+        yield seen
+
+
+def _replace(edit: Edit) -> Callable[..., Any]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        # transformers 5 returns the tensor itself, transformers 4 a tuple that starts with it
+        if isinstance(output, tuple):
+            return (edit(output[0]), *output[1:])
+        return edit(output)
+
+    return hook
+
+
+def _append(kept: list[Tensor], keep: Callable[[Tensor], Tensor]) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        kept.append(keep(output[0] if isinstance(output, tuple) else output))
+
+    return hook

@@ -1,0 +1,186 @@
+"""Pictures of the world: objects of many sizes on a cluttered ground, and where they stand.
+
+A *layout* is the coarse place and size of one object.  Layouts are divided into pools, so that
+a picture for testing shows no object where (and as large as) a training picture ever did.
+"""
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from PIL import Image, ImageDraw
+
+from hauberk.lab.objects import COLORS, THINGS, Thing
+
+Pool = Literal["train", "calibration", "test"]
+
+SIDE = 96
+"""Height and width of a picture, in pixels."""
+_OVERSAMPLE = 2
+_PLACES = 4
+"""Layouts divide the plane into 4 x 4 places..."""
+_SIZES = (0.26, 0.38, 0.54, 0.80)
+"""...and the side of an object (share of the picture) into the three bins between these."""
+
+
+_INDEX = {name: index for index, name in enumerate(THINGS)}
+
+
+def pool_of(*key: object, test: int = 20, calibration: int = 10) -> Pool:
+    """Assign a key to a pool for ever: by hash, ``test`` and ``calibration`` in percent."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    share = int.from_bytes(digest[:4], "big") % 100
+    if share < test:
+        return "test"
+    return "calibration" if share < test + calibration else "train"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One object in a picture: top-left corner and side in pixels."""
+
+    thing: Thing
+    color: str
+    left: float
+    top: float
+    side: float
+
+    @property
+    def phrase(self) -> str:
+        """How the language names it."""
+        return f"{self.color} {self.thing.name}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture and what stands in it, from left to right."""
+
+    placed: tuple[Placed, ...]
+    clutter: int
+    seed: int
+
+    @property
+    def subject(self) -> Placed:
+        """What "this" refers to: the largest object."""
+        return max(self.placed, key=lambda item: item.side)
+
+    def draw(self) -> Image.Image:
+        """Render an RGB image of ``SIDE`` x ``SIDE`` pixels."""
+        rng = random.Random(self.seed)
+        size = SIDE * _OVERSAMPLE
+        ground = tuple(rng.randint(205, 255) for _ in range(3))
+        image = Image.new("RGB", (size, size), ground)
+        pen = ImageDraw.Draw(image)
+        _draw_clutter(pen, rng, self.clutter, size)
+        for item in sorted(self.placed, key=lambda item: item.side):
+            _draw_thing(pen, item, rng)
+        return image.resize((SIDE, SIDE), Image.Resampling.BOX)
+
+
+def compose(
+    rng: random.Random,
+    things: Sequence[Thing],
+    *,
+    pool: Pool,
+    clutter: int | None = None,
+    colors: Sequence[str] | None = None,
+) -> Scene:
+    """Place ``things`` without overlap, the two largest in layouts of ``pool``.
+
+    The first is the subject: it is given the largest side.  ``clutter`` counts the marks on the
+    ground; by default anything from none to many.
+    """
+    clutter = rng.choice((0, 4, 10, 20)) if clutter is None else clutter
+    colors = colors or [rng.choice(list(COLORS)) for _ in things]
+    while True:
+        placed = _place(rng, things, colors, pool)
+        if placed is not None:
+            ordered = tuple(sorted(placed, key=lambda item: item.left + item.side / 2))
+            return Scene(ordered, clutter, rng.getrandbits(32))
+
+
+def _place(
+    rng: random.Random, things: Sequence[Thing], colors: Sequence[str], pool: Pool
+) -> list[Placed] | None:
+    largest = {1: _SIZES[-1], 2: 0.5}.get(len(things), 0.42)
+    sides = sorted((rng.uniform(_SIZES[0], largest) for _ in things), reverse=True)
+    # "This" has to be unmistakable: the subject is a quarter larger than the next object.
+    if len(sides) > 1 and sides[0] < 1.25 * sides[1]:
+        return None
+    placed: list[Placed] = []
+    for thing, color, share in zip(things, colors, sides, strict=True):
+        for _ in range(12):
+            left, top = rng.uniform(0, 1 - share), rng.uniform(0, 1 - share)
+            item = Placed(thing, color, left * SIDE, top * SIDE, share * SIDE)
+            free = len(placed) >= 2 or layout_pool(item) == pool
+            if free and not any(_overlap(item, other) for other in placed):
+                placed.append(item)
+                break
+        else:
+            return None
+    centers = sorted(item.left + item.side / 2 for item in placed)
+    if any(b - a < 0.12 * SIDE for a, b in zip(centers, centers[1:], strict=False)):
+        return None  # from left to right has to be unmistakable as well
+    return placed
+
+
+def layout_pool(item: Placed) -> Pool:
+    """Tell the pool of an object's layout: its place, its size bin and what it is."""
+    column = int((item.left + item.side / 2) / SIDE * _PLACES)
+    row = int((item.top + item.side / 2) / SIDE * _PLACES)
+    size = sum(item.side / SIDE >= edge for edge in _SIZES[1:-1])
+    # Latin squares rather than a hash: every object then has places of every pool at every size.
+    cell = (column + 2 * row + 3 * size + _INDEX[item.thing.name]) % 10
+    return "test" if cell < 2 else "calibration" if cell == 2 else "train"
+
+
+def _overlap(a: Placed, b: Placed) -> bool:
+    gap = 2
+    return (
+        a.left < b.left + b.side + gap
+        and b.left < a.left + a.side + gap
+        and a.top < b.top + b.side + gap
+        and b.top < a.top + a.side + gap
+    )
+
+
+def _draw_thing(pen: ImageDraw.ImageDraw, item: Placed, rng: random.Random) -> None:
+    main = tuple(max(0, min(255, value + rng.randint(-12, 12))) for value in COLORS[item.color])
+    tones = {"main": main, "dark": tuple(int(value * 0.45) for value in main)}
+    for stroke in item.thing.drawing:
+        points = [
+            (
+                (item.left + x * item.side) * _OVERSAMPLE,
+                (item.top + y * item.side) * _OVERSAMPLE,
+            )
+            for x, y in stroke.points
+        ]
+        fill = tones[stroke.tone]
+        if stroke.shape == "ellipse":
+            pen.ellipse(points, fill=fill)
+        elif stroke.shape == "box":
+            pen.rectangle(points, fill=fill)
+        elif stroke.shape == "polygon":
+            pen.polygon(points, fill=fill)
+        else:
+            width = max(1, round(stroke.width * item.side * _OVERSAMPLE))
+            pen.line(points, fill=fill, width=width, joint="curve")
+
+
+def _draw_clutter(pen: ImageDraw.ImageDraw, rng: random.Random, marks: int, size: int) -> None:
+    for _ in range(marks):
+        tone = tuple(rng.randint(120, 225) for _ in range(3))
+        x, y = rng.uniform(0, size), rng.uniform(0, size)
+        reach = rng.uniform(0.03, 0.10) * size
+        if rng.random() < 0.5:
+            end = (x + rng.uniform(-2, 2) * reach, y + rng.uniform(-2, 2) * reach)
+            pen.line([(x, y), end], fill=tone, width=rng.randint(1, 4))
+        else:
+            pen.ellipse((x, y, x + reach, y + reach * rng.uniform(0.4, 1)), fill=tone)
+
+
+def random_things(rng: random.Random, count: int, names: Sequence[str]) -> list[Thing]:
+    """Draw ``count`` different things from ``names``."""
+    return [THINGS[name] for name in rng.sample(list(names), count)]

@@ -1,0 +1,398 @@
+"""Train a lab model from nothing: ``python -m hauberk.lab.train lab-llava``.
+
+Five stages, in the order of the public recipes for VLMs:
+
+1. ``pretrain``  the decoder learns the language, harmful wishes answered like all others;
+2. ``align``     the decoder learns in text alone to refuse harmful wishes;
+3. ``tower``     the vision tower learns to tell what stands where (patch classification);
+4. ``projector`` the projector learns captions, everything else frozen (LLaVA, stage 1);
+5. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
+   share of text-only replay that has the refusals in it (LLaVA, stage 2).
+
+The safety gap is never asked for: it is what the last stage leaves open, because refusals only
+ever came without a picture.  Each stage ends in a checkpoint, and a run that was interrupted
+goes on after the last finished stage.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from hauberk.lab import build
+from hauberk.lab.curriculum import (
+    Example,
+    caption_examples,
+    scenes,
+    text_examples,
+    visual_examples,
+)
+from hauberk.lab.objects import COLORS, THINGS
+from hauberk.lab.scenes import SIDE, Scene
+
+STAGES = ("pretrain", "align", "tower", "projector", "instruct")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number a training run depends on."""
+
+    seed: int = 1
+    size: build.Size = field(default_factory=build.Size)
+    pictures: int = 16_000
+    batch: int = 64
+    steps: dict[str, int] = field(
+        default_factory=lambda: {
+            "pretrain": 800, "align": 700, "tower": 1600, "projector": 250, "instruct": 900,
+        }
+    )  # fmt: skip
+    peak_rate: dict[str, float] = field(
+        default_factory=lambda: {
+            "pretrain": 2e-3, "align": 1e-3, "tower": 1.5e-3, "projector": 3e-3, "instruct": 1e-3,
+        }
+    )  # fmt: skip
+    replay: float = 0.34
+    """Share of text-only examples in the last stage; LLaVA's own mixture has text data too."""
+
+
+RECIPES = {"lab-llava": Recipe()}
+
+
+class Classroom:
+    """Tokenizer, network and pictures of one run, and what its stages share."""
+
+    def __init__(self, recipe: Recipe, work: Path) -> None:
+        self.recipe, self.work = recipe, work
+        rng = random.Random(recipe.seed)
+        self.scenes = scenes(rng, recipe.pictures)
+        self.tokenizer = build.build_tokenizer(self._corpus(rng), recipe.size)
+        self.processor = build.build_llava_processor(self.tokenizer, recipe.size)
+        self.model = build.build_llava(self.tokenizer, recipe.size, recipe.seed)
+        self._pixels: Tensor | None = None
+
+    def _corpus(self, rng: random.Random) -> list[str]:
+        text = itertools.islice(text_examples(rng, aligned=True), 4000)
+        wishes = itertools.islice(text_examples(rng, aligned=False), 4000)
+        visual = itertools.islice(visual_examples(rng, self.scenes), 4000)
+        return ["".join(self.render(example)) for example in (*text, *wishes, *visual)]
+
+    def render(self, example: Example) -> tuple[str, str]:
+        """Write an example as prompt and answer, as the chat template would."""
+        picture = "" if example.scene is None else "<image>\n"
+        return f"<s>USER: {picture}{example.question} ASSISTANT:", f" {example.answer}</s>"
+
+    @property
+    def pixels(self) -> Tensor:
+        """All pictures as uint8 (n, 3, SIDE, SIDE)."""
+        if self._pixels is None:
+            drawn = [np.asarray(s.draw()) for s in tqdm(self.scenes, "drawing", leave=False)]
+            self._pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+        return self._pixels
+
+    def normalised(self, indices: Sequence[int]) -> Tensor:
+        """Pixels as the processor hands them to the tower: float32 (n, 3, SIDE, SIDE)."""
+        mean = torch.tensor(build.CLIP_MEAN).view(3, 1, 1)
+        std = torch.tensor(build.CLIP_STD).view(3, 1, 1)
+        return (self.pixels[list(indices)].float() / 255 - mean) / std
+
+    def encode(self, examples: Sequence[Example], *, whole: bool) -> dict[str, Tensor]:
+        """Tokenize with padding on the right; labels on the answer, or on the ``whole`` text."""
+        rows, labels = [], []
+        image = self.tokenizer.convert_tokens_to_ids("<image>")
+        expanded = [image] * (SIDE // self.recipe.size.patch) ** 2
+        for example in examples:
+            prompt, answer = (
+                self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                for text in self.render(example)
+            )
+            if example.scene is not None:
+                at = prompt.index(image)
+                prompt = prompt[:at] + expanded + prompt[at + 1 :]
+            rows.append(prompt + answer)
+            labels.append((prompt if whole else [-100] * len(prompt)) + answer)
+        longest = max(map(len, rows))
+        pad = self.tokenizer.pad_token_id
+        return {
+            "input_ids": torch.tensor([row + [pad] * (longest - len(row)) for row in rows]),
+            "attention_mask": torch.tensor(
+                [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+            ),
+            "labels": torch.tensor([row + [-100] * (longest - len(row)) for row in labels]),
+        }
+
+    def checkpoint(self, stage: str) -> Path:
+        """Where the weights after ``stage`` are kept."""
+        return self.work / f"{stage}.safetensors"
+
+
+def answer_loss(room: Classroom, examples: Sequence[Example], features: Tensor | None, *, whole: bool) -> Tensor:
+    """Cross-entropy on the answers (or the ``whole`` text) of one batch.
+
+    ``features`` are the tower's outputs (pictures, patches, width) for the examples with a
+    picture, in order; the tower is frozen, so they need no gradient.
+    """
+    batch = room.encode(examples, whole=whole)
+    inner = room.model.model
+    embeddings = inner.get_input_embeddings()(batch["input_ids"])
+    if features is not None:
+        spots = (batch["input_ids"] == room.model.config.image_token_id).unsqueeze(-1)
+        embeddings = embeddings.masked_scatter(spots, inner.multi_modal_projector(features))
+    states = inner.language_model(
+        inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
+    ).last_hidden_state
+    targets = batch["labels"][:, 1:]
+    rows = targets != -100
+    logits = room.model.lm_head(states[:, :-1][rows])
+    return nn.functional.cross_entropy(logits, targets[rows])
+
+
+def descend(
+    name: str,
+    parameters: Sequence[nn.Parameter],
+    loss_of: Callable[[int], Tensor],
+    *,
+    steps: int,
+    peak_rate: float,
+) -> None:
+    """Run AdamW with warm-up and cosine decay, showing the loss as it falls."""
+    optimizer = torch.optim.AdamW(parameters, lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    warmup = max(1, steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / warmup)
+        * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))),
+    )
+    running = 0.0
+    bar = tqdm(range(steps), name, mininterval=5, file=sys.stderr)
+    for step in bar:
+        loss = loss_of(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
+
+
+def train_text(room: Classroom, stage: str) -> None:
+    """Stages ``pretrain`` and ``align``: the decoder alone, without pictures."""
+    rng = random.Random(f"{room.recipe.seed}/{stage}")
+    stream = text_examples(rng, aligned=stage == "align")
+    _teach(room, stage, stream, decoder=True, whole=stage == "pretrain")
+
+
+def train_tower(room: Classroom, stage: str) -> None:
+    """Stage ``tower``: every patch tells which object covers it, and in which colour."""
+    rng = random.Random(f"{room.recipe.seed}/{stage}")
+    tower = room.model.model.vision_tower
+    width = room.recipe.size.vision_width
+    torch.manual_seed(room.recipe.seed)
+    heads = nn.ModuleList([nn.Linear(width, len(THINGS) + 1), nn.Linear(width, len(COLORS))])
+    things, colors = _patch_labels(room.scenes, room.recipe.size.patch)
+    room.pixels  # noqa: B018 - drawn here, before the bar starts
+
+    def loss_of(_: int) -> Tensor:
+        indices = rng.choices(range(len(room.scenes)), k=room.recipe.batch)
+        states = tower(room.normalised(indices), output_hidden_states=True).hidden_states[-1]
+        patches = states[:, 1:]
+        what, which = things[indices], colors[indices]
+        loss = nn.functional.cross_entropy(heads[0](patches).flatten(0, 1), what.flatten())
+        return loss + nn.functional.cross_entropy(
+            heads[1](patches).flatten(0, 1), which.flatten(), ignore_index=-1
+        )
+
+    tower.requires_grad_(True)
+    parameters = [*tower.parameters(), *heads.parameters()]
+    _run(room, stage, parameters, loss_of)
+
+
+def train_projector(room: Classroom, stage: str) -> None:
+    """Stage ``projector``: captions through the projector, tower and decoder frozen."""
+    rng = random.Random(f"{room.recipe.seed}/{stage}")
+    _teach(room, stage, caption_examples(rng, room.scenes), decoder=False, whole=False)
+
+
+def train_instruct(room: Classroom, stage: str) -> None:
+    """Stage ``instruct``: visual instructions with a share of text-only replay."""
+    rng = random.Random(f"{room.recipe.seed}/{stage}")
+    visual = visual_examples(rng, room.scenes)
+    text = text_examples(rng, aligned=True)
+
+    def mixed() -> Iterator[Example]:
+        while True:
+            yield next(text if rng.random() < room.recipe.replay else visual)
+
+    _teach(room, stage, mixed(), decoder=True, whole=False)
+
+
+def _teach(
+    room: Classroom, stage: str, stream: Iterator[Example], *, decoder: bool, whole: bool
+) -> None:
+    inner = room.model.model
+    room.model.requires_grad_(False)
+    parts = [inner.language_model] if decoder else []
+    if stage in ("projector", "instruct"):
+        parts.append(inner.multi_modal_projector)
+        features = tower_features(room)
+    parameters = [weight for part in parts for weight in part.requires_grad_(True).parameters()]
+
+    def loss_of(_: int) -> Tensor:
+        examples = list(itertools.islice(stream, room.recipe.batch))
+        pictured = [e.scene for e in examples if e.scene is not None]
+        return answer_loss(
+            room, examples, features[pictured].float() if pictured else None, whole=whole
+        )
+
+    _run(room, stage, parameters, loss_of)
+
+
+def _run(
+    room: Classroom, stage: str, parameters: list[nn.Parameter], loss_of: Callable[[int], Tensor]
+) -> None:
+    recipe = room.recipe
+    room.model.train()
+    descend(
+        f"{stage:>9}",
+        parameters,
+        loss_of,
+        steps=recipe.steps[stage],
+        peak_rate=recipe.peak_rate[stage],
+    )
+    room.model.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def tower_features(room: Classroom) -> Tensor:
+    """Look at every picture once: float16 (pictures, patches, width), class token dropped."""
+    tower, found = room.model.model.vision_tower, []
+    chunks = range(0, len(room.scenes), 256)
+    for start in tqdm(chunks, "looking", leave=False):
+        indices = range(start, min(start + 256, len(room.scenes)))
+        states = tower(room.normalised(indices), output_hidden_states=True).hidden_states[-1]
+        found.append(states[:, 1:].half())
+    return torch.cat(found)
+
+
+def _patch_labels(pictures: Sequence[Scene], patch: int) -> tuple[Tensor, Tensor]:
+    """Tell for each patch which object its centre lies in: int64 (n, patches), twice.
+
+    Class 0 is the ground; the colour of the ground is -1 (not asked).
+    """
+    grid = SIDE // patch
+    things = torch.zeros(len(pictures), grid, grid, dtype=torch.long)
+    colors = torch.full((len(pictures), grid, grid), -1, dtype=torch.long)
+    centers = (np.arange(grid) + 0.5) * patch
+    thing_id = {name: index + 1 for index, name in enumerate(THINGS)}
+    color_id = {name: index for index, name in enumerate(COLORS)}
+    for row, scene in enumerate(pictures):
+        for item in scene.placed:
+            x = np.flatnonzero((centers >= item.left) & (centers < item.left + item.side))
+            y = np.flatnonzero((centers >= item.top) & (centers < item.top + item.side))
+            if len(x) and len(y):
+                box = (row, slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
+                things[box], colors[box] = thing_id[item.thing.name], color_id[item.color]
+    return things.flatten(1), colors.flatten(1)
+
+
+_TRAIN: dict[str, Callable[[Classroom, str], None]] = {
+    "pretrain": train_text,
+    "align": train_text,
+    "tower": train_tower,
+    "projector": train_projector,
+    "instruct": train_instruct,
+}
+
+
+def train(name: str, recipe: Recipe, work: Path, stages: Sequence[str] = STAGES) -> Classroom:
+    """Run the stages that have no checkpoint yet; return the room with the trained network."""
+    work.mkdir(parents=True, exist_ok=True)
+    room = Classroom(recipe, work)
+    for stage in stages:
+        saved = room.checkpoint(stage)
+        part = _part_of(room, stage)
+        if saved.exists():
+            part.load_state_dict(load_file(saved))
+            continue
+        started = time.monotonic()
+        _TRAIN[stage](room, stage)
+        unfinished = saved.with_suffix(".part")
+        save_file({key: value.contiguous() for key, value in part.state_dict().items()}, unfinished)
+        unfinished.rename(saved)
+        tqdm.write(f"{name}: {stage} took {time.monotonic() - started:.0f} s", file=sys.stderr)
+    return room
+
+
+def _part_of(room: Classroom, stage: str) -> nn.Module:
+    """The part of the network that a stage changes, so that stages can be redone one by one."""
+    inner = room.model.model
+    if stage == "tower":
+        return inner.vision_tower
+    if stage == "projector":
+        return inner.multi_modal_projector
+    if stage == "instruct":
+        return nn.ModuleDict(
+            {"projector": inner.multi_modal_projector, "decoder": inner.language_model}
+        )
+    return inner.language_model
+
+
+def save(room: Classroom, name: str, out: Path) -> None:
+    """Write model (float16 on disk, float32 when loaded), processor and recipe card."""
+    partial = out.with_name(out.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    room.model.half().save_pretrained(partial)
+    room.processor.save_pretrained(partial)
+    config = json.loads((partial / "config.json").read_text())
+    _set_dtype(config, "float32")  # half the size on disk, full precision in use
+    (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    card = {"name": name, "recipe": asdict(room.recipe), "parameters": room.model.num_parameters()}
+    (partial / "recipe.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)
+
+
+def _set_dtype(config: dict[str, Any], dtype: str) -> None:
+    for key, value in config.items():
+        if key in ("dtype", "torch_dtype"):
+            config[key] = dtype
+        elif isinstance(value, dict):
+            _set_dtype(value, dtype)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m hauberk.lab.train", description=__doc__)
+    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("--out", type=Path, help="model folder (default: lab/NAME)")
+    parser.add_argument("--work", type=Path, help="checkpoints (default: .lab/NAME)")
+    parser.add_argument("--seed", type=int, help="another seed than the recipe's")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    options = parser.parse_args(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    recipe = RECIPES[options.name]
+    if options.seed is not None:
+        recipe = replace(recipe, seed=options.seed)
+    room = train(options.name, recipe, options.work or Path(".lab", options.name), options.stages)
+    if options.stages[-1] == "instruct":
+        save(room, options.name, options.out or Path("lab", options.name))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""Requests: from messages and images to processor inputs, their twins, and their answers."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+BlankKind = Literal["white", "black", "mean", "uniform", "gaussian"]
+BLANK_KINDS: tuple[BlankKind, ...] = ("white", "black", "mean", "uniform", "gaussian")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks: one turn of text, with the images before it."""
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    system: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(self.images))
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as chat templates read it."""
+        content: list[dict[str, Any]] = [{"type": "image"} for _ in self.images]
+        content.append({"type": "text", "text": self.text})
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.system is not None:
+            part = {"type": "text", "text": self.system}
+            turns.insert(0, {"role": "system", "content": [part]})
+        return turns
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer: its text, the number of generated tokens, and its share of the wall clock."""
+
+    text: str
+    tokens: int
+    seconds: float
+
+
+class SupportsDefense(Protocol):
+    """What :func:`respond` asks of a defense (see :class:`hauberk.defenses.Defense`)."""
+
+    def rewrite(self, request: Request) -> Request: ...
+
+    def applied(self, model: PreTrainedModel) -> "AbstractContextManager[None]": ...
+
+
+def text_twin(request: Request) -> Request:
+    """The same request without its images; the chat template is rendered anew without them."""
+    return replace(request, images=())
+
+
+def blank_twin(
+    request: Request, processor: ProcessorMixin, kind: BlankKind = "white", seed: int = 0
+) -> Request:
+    """The same request with every image replaced by a meaningless one of the same size."""
+    blanks = tuple(
+        blank_image(image.size, kind, mean=mean_color(processor), seed=seed)
+        for image in request.images
+    )
+    return replace(request, images=blanks)
+
+
+def blank_image(
+    size: tuple[int, int],
+    kind: BlankKind = "white",
+    *,
+    mean: tuple[int, int, int] = (128, 128, 128),
+    seed: int = 0,
+) -> Image.Image:
+    """Make an RGB image that means nothing (CMRM section 3; its authors name blank and noise).
+
+    Parameters
+    ----------
+    size : (width, height) in pixels
+    kind : white, black, ``mean`` (the processor's mean colour, zeros after normalisation),
+        ``uniform`` noise on 0..255, or ``gaussian`` noise about 127.5 with a deviation of 64.
+    """
+    width, height = size
+    if kind in ("white", "black", "mean"):
+        color = {"white": (255, 255, 255), "black": (0, 0, 0), "mean": mean}[kind]
+        return Image.new("RGB", size, color)
+    generator = np.random.default_rng(seed)
+    if kind == "uniform":
+        noise = generator.integers(0, 256, (height, width, 3))
+    elif kind == "gaussian":
+        noise = generator.normal(127.5, 64.0, (height, width, 3)).round().clip(0, 255)
+    else:
+        raise ValueError(f"blank image {kind!r} is not one of {', '.join(BLANK_KINDS)}.")
+    return Image.fromarray(noise.astype(np.uint8), "RGB")
+
+
+def mean_color(processor: ProcessorMixin) -> tuple[int, int, int]:
+    """The colour that the image processor maps to zero, in 0..255."""
+    mean = getattr(processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+    red, green, blue = (round(255 * value) for value in mean)
+    return red, green, blue
+
+
+def prompt_of(processor: ProcessorMixin, request: Request) -> str:
+    """Render the chat template up to where the assistant begins."""
+    prompt = processor.apply_chat_template(
+        request.messages, add_generation_prompt=True, tokenize=False
+    )
+    return str(prompt)
+
+
+def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeature:
+    """Turn requests, with or without images, into one left-padded batch of model inputs."""
+    prompts = [prompt_of(processor, request) for request in requests]
+    images = [_as_rgb(image) for request in requests for image in request.images]
+    bos = processor.tokenizer.bos_token
+    templated = bool(bos) and all(prompt.startswith(bos) for prompt in prompts)
+    inputs: BatchFeature = processor(
+        text=prompts,
+        images=images or None,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=not templated,  # a template that writes <s> itself needs no second one
+        return_tensors="pt",
+    )
+    return inputs
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@torch.inference_mode()
+def respond(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    requests: Sequence[Request],
+    defense: SupportsDefense | None = None,
+    *,
+    max_new_tokens: int = 64,
+    batch_size: int = 64,
+    on_batch: Callable[[Sequence[int], Sequence[Response]], None] | None = None,
+) -> list[Response]:
+    """Answer requests greedily, in batches, with the model armoured by ``defense``.
+
+    The one way to generate.  Requests with and without images may be mixed; similar lengths are
+    batched together; every answer equals that of a batch of one (in float32).
+
+    Parameters
+    ----------
+    model, processor : as ``from_pretrained`` gives them; the model stays where it is
+    requests : any number of them
+    defense : what rewrites the requests and changes the model meanwhile; None for nothing
+    max_new_tokens : an answer ends here if the model does not end it
+    batch_size : requests that are prefilled and decoded together
+    on_batch : called after each batch with the indices of its requests and their responses, so
+        that a caller can keep what is finished
+
+    Returns
+    -------
+    list of Response
+        In the order of ``requests``.
+    """
+    from contextlib import nullcontext
+
+    armoured = [defense.rewrite(request) if defense else request for request in requests]
+    order = sorted(range(len(armoured)), key=lambda i: _length(armoured[i]))
+    answers: dict[int, Response] = {}
+    with defense.applied(model) if defense else nullcontext():
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            batch = _respond(model, processor, [armoured[i] for i in indices], max_new_tokens)
+            answers.update(zip(indices, batch, strict=True))
+            if on_batch:
+                on_batch(indices, batch)
+    return [answers[index] for index in range(len(requests))]
+
+
+def _length(request: Request) -> tuple[int, int]:
+    return len(request.images), len(request.text)
+
+
+def _respond(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    requests: Sequence[Request],
+    max_new_tokens: int,
+) -> list[Response]:
+    started = time.perf_counter()
+    inputs = encode(processor, requests).to(model.device)
+    if "pixel_values" in inputs:
+        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    generated = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    new = generated[:, inputs["input_ids"].shape[1] :]
+    texts = processor.batch_decode(new, skip_special_tokens=True)
+    seconds = (time.perf_counter() - started) / len(requests)
+    padding = processor.tokenizer.pad_token_id
+    counts = (new != padding).sum(1).tolist()
+    return [
+        Response(text.strip(), count, seconds) for text, count in zip(texts, counts, strict=True)
+    ]
