@@ -1,0 +1,145 @@
+"""From finished stages to the registry: publish every bundle, promote what params.yaml names."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.errors import BadPipeline
+from flows.graph import Graph
+from flows.parameters import read
+from registry.bundles import Subject
+from registry.errors import GateFailed, RegistryError, SmokeFailed
+from registry.gate import Rule, rules_from
+from registry.promote import Promotion, promote, rolled_back
+from registry.publish import Published, publish
+
+if TYPE_CHECKING:
+    from registry.store import Store
+
+UNDEFENDED = "none"
+REPORTS = "reports"
+SMOKE_PATIENCE = 300
+_BUNDLE = re.compile(r"^artifacts/([^/]+)/([^/]+)/bundle$")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run left in the registry."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    """Stage -> Skipped, Cached or Completed."""
+    published: tuple[Published, ...] = ()
+    promoted: tuple[Promotion, ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
+    """Registered model -> why its candidate did not go to production."""
+
+    def with_states(self, states: dict[str, str]) -> "Record":
+        """Give the same with the states of the stages."""
+        return replace(self, states=states)
+
+
+def subjects(graph: Graph) -> list[Subject]:
+    """Find what can be published: each bundle that dvc.yaml makes and evaluates."""
+    makers = {out: stage.name for stage in graph.stages.values() for out in stage.outs}
+    found = []
+    for out in makers:
+        if match := _BUNDLE.match(out):
+            model, defense = match.groups()
+            evaluation = f"artifacts/{model}/{defense}/evaluation"
+            bare = f"artifacts/{model}/{UNDEFENDED}/evaluation"
+            if missing := [path for path in (evaluation, bare, REPORTS) if path not in makers]:
+                raise BadPipeline(
+                    f"{out} cannot be published: no stage of dvc.yaml makes {' or '.join(missing)}."
+                )
+            stages = (makers[evaluation], makers[bare])
+            root = graph.root
+            folders = {"bundle": root / out, "evaluation": root / evaluation}
+            found.append(Subject(model, defense, stages=stages, reports=root / REPORTS, **folders))
+    return found
+
+
+def gate_rules(root: Path) -> list[Rule]:
+    """Read the gate of params.yaml."""
+    return rules_from(read(root).get("gate"))
+
+
+def promotions(root: Path) -> list[str]:
+    """Read which registered models of params.yaml go to production through the gate."""
+    wanted = (read(root).get("registry") or {}).get("promote") or {}
+    pairs = [(m, [d] if isinstance(d, str) else d) for m, d in wanted.items()]
+    return [f"{defense}.{model}" for model, defenses in pairs for defense in defenses]
+
+
+def publish_all(graph: Graph) -> Record:
+    """Publish every bundle; one that was published before costs a look-up."""
+    from registry.store import open_store
+
+    store = open_store(graph.root)
+    return Record(published=_publish(store, graph))
+
+
+def record_all(graph: Graph) -> Record:
+    """Publish every bundle and move production where the gate allows it."""
+    from registry.store import open_store
+
+    rules, wanted = gate_rules(graph.root), promotions(graph.root)
+    store = open_store(graph.root)
+    published = _publish(store, graph)
+    promoted, refused = [], []
+    for name in wanted:
+        try:
+            promoted.append(_promote(store, name, rules))
+        except RegistryError as error:
+            refused.append((name, str(error)))
+    return Record(published=published, promoted=tuple(promoted), refused=tuple(refused))
+
+
+def _publish(store: "Store", graph: Graph) -> tuple[Published, ...]:
+    return tuple(publish(store, s, live=list(graph.stages)) for s in subjects(graph))
+
+
+def _promote(store: "Store", name: str, rules: list[Rule]) -> Promotion:
+    from registry.store import CANDIDATE, PRODUCTION
+
+    version = str(store.version(name, CANDIDATE).version)
+    if version != store.aliases(name).get(PRODUCTION) and rolled_back(store, name):
+        raise GateFailed(
+            f"{name}/{version} left production by a rollback and does not come back by itself; "
+            f"if it should: `python -m flows promote {name} --version {version}`."
+        )
+    return promote(store, name, rules, smoke=smoke_load(store.root))
+
+
+def smoke_load(root: Path) -> Callable[[str], Mapping[str, Any]]:
+    """Give the check that a version answers: loaded as a downstream service does, elsewhere."""
+
+    def check(uri: str) -> Mapping[str, Any]:
+        model = uri.removeprefix("models:/").rpartition("/")[0].partition(".")[2]
+        settings = read(root).get("models", {}).get(model)
+        if settings is None:
+            raise SmokeFailed(f"{uri}: params.yaml has no model {model!r} to load it on.")
+        here = str(Path(__file__).parents[1])
+        paths = [str(root), here, *filter(None, [os.environ.get("PYTHONPATH")])]
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.smoke", uri, str(settings["path"])],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            timeout=SMOKE_PATIENCE,
+        )
+        if done.returncode != 0:
+            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise SmokeFailed(
+                f"{uri} cannot be loaded and asked in a clean process: {said}\n"
+                f"Try it: python -m flows.smoke {uri} {settings['path']}"
+            )
+        return dict(json.loads(done.stdout.strip().splitlines()[-1]))
+
+    return check
