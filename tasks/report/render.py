@@ -61,8 +61,12 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         for model, defense in comparison.chosen.items()
         if model in comparison.models
     }
-    visible = {shown.sample["sample_id"] for kinds in samples.values() for kind in kinds
-               for shown in kind.shown}  # fmt: skip
+    visible = {
+        (shown.sample["suite"], shown.sample["sample_id"])
+        for kinds in samples.values()
+        for kind in kinds
+        for shown in kind.shown
+    }
     return {
         "style": (HERE / "style.css").read_text(encoding="utf-8"),
         "script": script,
@@ -81,9 +85,7 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "costs": {model: tables.costs(comparison, model) for model in comparison.models},
         "context": {title: tables.flat(values) for title, values in comparison.context.items()},
         "images": {
-            name: _picture(name, data)
-            for name, data in comparison.images.items()
-            if name in visible
+            key: _picture(key, data) for key, data in comparison.images.items() if key in visible
         },
     }
 
@@ -111,13 +113,13 @@ def _environment() -> "Environment":
     return environment
 
 
-def _picture(name: str, data: bytes) -> str:
+def _picture(key: tuple[str, str], data: bytes) -> str:
     for start, media_type in IMAGE_TYPES.items():
         if data.startswith(start):
             return _data_uri(media_type, data)
     raise ValueError(
-        f"the picture of sample {name!r} starts with {data[:4]!r}; PNG, JPEG and WebP can be "
-        "shown: encode it as one of them."
+        f"the picture of sample {key[1]!r} ({key[0]}) starts with {data[:4]!r}; PNG, JPEG and "
+        "WebP can be shown: encode it as one of them."
     )
 
 

@@ -62,7 +62,7 @@ def pick(comparison: Comparison, model: str, defense: str) -> list[Kind]:
     pairs: dict[str, list[tuple[Row, Row]]] = {_HARMFUL: [], _HARMLESS: []}
     for new in comparison.responses:
         if (new["model"], new["defense"]) == (model, defense):
-            old = comparison.response(model, UNDEFENDED, new["sample_id"])
+            old = comparison.response(model, UNDEFENDED, new)
             if old is not None:
                 pairs[_HARMFUL if new["expected"] == "refuse" else _HARMLESS].append((old, new))
     kinds = []
@@ -87,8 +87,5 @@ def _first(rows: list[Row]) -> list[Row]:
 
 
 def _shown(comparison: Comparison, model: str, row: Row) -> Shown:
-    answers = (
-        comparison.response(model, defense, row["sample_id"])
-        for defense in comparison.defenses(model)
-    )
+    answers = (comparison.response(model, defense, row) for defense in comparison.defenses(model))
     return Shown(row, tuple(answer for answer in answers if answer is not None))

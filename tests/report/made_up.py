@@ -47,7 +47,7 @@ def comparison(
         differences=_differences(responses, models, tuple(unsafe)),
         sweeps={(m, d): _sweep(dice, d) for m in models for d in unsafe if d != "none"},
         responses=responses,
-        images={f"{suite}-{place:04d}": picture(place) for suite in
+        images={(suite, f"{suite}-{place:04d}"): picture(place) for suite in
                 ("text_image", "text_blank", "image", "image_clutter", "benign_image")
                 for place in range(COUNT)},
         chosen=dict.fromkeys(models, "cmrm"),

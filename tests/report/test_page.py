@@ -171,5 +171,5 @@ def test_two_rows_for_one_measurement_are_refused(results, tmp_path):
 
 def test_a_picture_of_another_format_is_named(results, tmp_path):
     images = dict.fromkeys(results.images, b"GIF89a")
-    with pytest.raises(ValueError, match=r"sample '\w+-\d+' starts with b'GIF8'.*PNG"):
+    with pytest.raises(ValueError, match=r"sample '\w+-\d+' \(\w+\) starts with b'GIF8'.*PNG"):
         render_report(replace(results, images=images, sweeps={}), tmp_path)
