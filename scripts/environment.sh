@@ -6,18 +6,22 @@
 set -euo pipefail
 python=$1 venv=$2 ready=$3
 
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    found=$("$python" --version 2>&1 || true)
-    echo "error: '$python' is ${found:-not there}; hauberk needs Python 3.11 or newer." \
-        "Name one: make demo PYTHON=python3.11" >&2
-    exit 1
-fi
-
-if [[ -e $venv/.installing || ! -x $venv/bin/python ]]; then
-    "$python" -m venv --clear "$venv" || {
+create() {
+    local found
+    found=$("$python" --version 2>/dev/null) || found="not there"
+    if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+        echo "error: '$python' is $found; hauberk needs Python 3.11 or newer." \
+            "Name one: make demo PYTHON=python3.11" >&2
+        exit 1
+    fi
+    if ! "$python" -m venv --clear "$venv"; then
         echo "error: '$python -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2
         exit 1
-    }
+    fi
+}
+
+if [[ -e $venv/.installing || ! -x $venv/bin/python ]]; then
+    create
 fi
 touch "$venv/.installing"
 rm -f "$ready"
