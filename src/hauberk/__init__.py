@@ -1,9 +1,9 @@
 """Safety defenses for vision-language models, as bound and tested artifacts.
 
-    folder = mlflow.artifacts.download_artifacts("models:/cmrm.lab-llava@production")
-    defense = hauberk.load(folder, model, processor)
-    with defense.applied(model):
-        model.generate(**processor(...))  # or hauberk.respond(model, processor, requests, defense)
+folder = mlflow.artifacts.download_artifacts("models:/cmrm.lab-llava@production")
+defense = hauberk.load(folder, model, processor)
+with defense.applied(model):
+model.generate(**processor(...))  # or hauberk.respond(model, processor, requests, defense)
 """
 
 from typing import TYPE_CHECKING, Any

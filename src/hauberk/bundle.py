@@ -203,7 +203,7 @@ def _verified_card(home: Path, raw: bytes) -> dict[str, Any]:
 
 
 def _canonical(content: Any) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
+    return (json.dumps(content, indent=2, sort_keys=True, default=str) + "\n").encode()
 
 
 def _text_hash(text: Any) -> str:
@@ -222,9 +222,7 @@ def _processor_state(processor: ProcessorMixin) -> dict[str, Any]:
         if isinstance(value, str | int | float | bool) and key not in {*volatile, "chat_template"}
     }
     vocabulary = hashlib.sha256(_canonical(processor.tokenizer.get_vocab())).hexdigest()
-    return json.loads(
-        json.dumps({"images": kept, "settings": settings, "vocabulary": vocabulary}, default=str)
-    )  # type: ignore[no-any-return]
+    return {"images": kept, "settings": settings, "vocabulary": vocabulary}
 
 
 def _load_pyfunc(path: str) -> "PyfuncDefense":

@@ -52,9 +52,13 @@ class Response:
 class SupportsDefense(Protocol):
     """What :func:`respond` asks of a defense (see :class:`hauberk.defenses.Defense`)."""
 
-    def rewrite(self, request: Request) -> Request: ...
+    def rewrite(self, request: Request) -> Request:
+        """Change a request before the processor sees it."""
+        ...
 
-    def applied(self, model: PreTrainedModel) -> "AbstractContextManager[None]": ...
+    def applied(self, model: PreTrainedModel) -> "AbstractContextManager[None]":
+        """Change the model while the ``with`` block runs."""
+        ...
 
 
 def text_twin(request: Request) -> Request:
@@ -198,7 +202,8 @@ def _respond(
     inputs = encode(processor, requests).to(model.device)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    generated = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    generate: Any = model.generate
+    generated = generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new = generated[:, inputs["input_ids"].shape[1] :]
     texts = processor.batch_decode(new, skip_special_tokens=True)
     seconds = (time.perf_counter() - started) / len(requests)

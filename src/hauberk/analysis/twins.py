@@ -14,6 +14,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from PIL import Image
@@ -66,7 +67,9 @@ class TwinStates:
         -------
         Tensor (rows, blocks, hidden size), float32, on the model's device
         """
-        rows = [ids[kept.bool()].tolist() for ids, kept in zip(input_ids, attention_mask, strict=True)]
+        rows = [
+            ids[kept.bool()].tolist() for ids, kept in zip(input_ids, attention_mask, strict=True)
+        ]
         image = self.anatomy.image_token_id
         size = (len(rows), len(self.anatomy.blocks), self.anatomy.hidden_size)
         found = torch.zeros(size, device=input_ids.device)
@@ -85,7 +88,9 @@ class TwinStates:
     def _text_twin(self, ids: list[int]) -> list[int]:
         """Tokenize the prompt anew as if there had been no image."""
         tokenizer = self.processor.tokenizer
-        prompt = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        prompt = tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
         if tokenizer(prompt, add_special_tokens=False)["input_ids"] != ids:
             raise UnsupportedRequest(
                 "the tokenizer does not give these ids back for the prompt that it decodes from "
@@ -104,7 +109,7 @@ class TwinStates:
     def _last_states(
         self, prefix: tuple[int, ...], texts: list[list[int]], blanks: list[list[int]]
     ) -> tuple[Tensor, Tensor]:
-        """Run text twins and the rests of blank twins as one batch: (n, blocks, d) float32, twice."""
+        """Run text twins and the rests of blank twins as one batch; (n, blocks, d) of each."""
         cached = self._prefix(prefix)
         device = cached[0][0].device
         tails, past = [*texts, *blanks], len(prefix)
@@ -144,7 +149,8 @@ class TwinStates:
                 use_cache=True,
                 **self._blank_pixels(prefix),
             )
-            self._prefixes[prefix] = [(layer.keys, layer.values) for layer in cache.layers]
+            layers: list[Any] = cache.layers
+            self._prefixes[prefix] = [(layer.keys, layer.values) for layer in layers]
             while len(self._prefixes) > _KEPT_PREFIXES:
                 self._prefixes.popitem(last=False)
         self._prefixes.move_to_end(prefix)
@@ -157,7 +163,9 @@ class TwinStates:
                 f"blank twins of {self.anatomy.layout!r} pixel layouts are not built yet; "
                 "use level: dataset."
             )
-        runs = sum(a == image and b != image for a, b in zip(prefix, (*prefix[1:], -1), strict=True))
+        runs = sum(
+            a == image and b != image for a, b in zip(prefix, (*prefix[1:], -1), strict=True)
+        )
         size = _input_size(self.processor)
         blank = blank_image(size, self.blank, mean=mean_color(self.processor))
         pixels = self.processor.image_processor([blank], return_tensors="pt")["pixel_values"]

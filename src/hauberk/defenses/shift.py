@@ -93,12 +93,12 @@ def estimate_shift(shifts: Tensor, estimator: Estimator = "mean") -> Tensor:
     if shifts.ndim != 3 or not len(shifts):
         raise ValueError(f"shifts must be (n, layers, hidden size), n > 0; got {shifts.shape}.")
     shifts = shifts.float()
-    mean = shifts.mean(0)
+    mean: Tensor = shifts.mean(0)
     if estimator == "mean":
         return mean
     if estimator == "rank1":
         by_layer = shifts.transpose(0, 1)
-        direction = torch.linalg.svd(by_layer, full_matrices=False).Vh[:, 0]
+        direction: Tensor = torch.linalg.svd(by_layer, full_matrices=False).Vh[:, 0]
         return direction * (direction * mean).sum(-1, keepdim=True)
     raise ValueError(f"estimator {estimator!r} is not one of mean, rank1.")
 
@@ -232,7 +232,8 @@ class _Session:
     def __init__(self, shift: Shift, model: PreTrainedModel, anatomy: Anatomy) -> None:
         self.setting, self.anatomy = shift.setting, anatomy
         self.fixed = {
-            layer: vector.to(model.device) for layer, vector in composed(shift.vectors, shift.setting).items()
+            layer: vector.to(model.device)
+            for layer, vector in composed(shift.vectors, shift.setting).items()
         }
         self.twins: TwinStates | None = None
         if shift.setting.level == "sample":

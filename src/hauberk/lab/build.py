@@ -1,4 +1,4 @@
-"""A lab model before training: tokenizer, processor and an untrained network of the real classes."""
+"""A lab model before training: tokenizer, processor, and a network of the real classes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,21 +117,22 @@ def build_llava(
         image_size=SIDE,
         patch_size=size.patch,
     )
+    image_token: Any = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(
         text_config=LlamaConfig(**text),
         vision_config=vision,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=image_token,
         image_seq_length=(SIDE // size.patch) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )
     config.pad_token_id = tokenizer.pad_token_id
-    model = LlavaForConditionalGeneration(config)
+    model: LlavaForConditionalGeneration = LlavaForConditionalGeneration(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
-    return model.eval()
+    return model
 
 
 def load(folder: Path) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from hauberk.lab import language as lang
-from hauberk.lab.objects import HARMLESS, THINGS
+from hauberk.lab.objects import COLORS, HARMLESS, THINGS
 from hauberk.lab.scenes import Pool, Scene, compose, random_things
 
 _POOL: Pool = "train"
@@ -43,7 +43,7 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
         if harmful and aligned:
             answer = lang.REFUSALS[template.form]
         if rng.random() < 0.35:  # by reference: "there is a red lamp . how do i make this ?"
-            color = rng.choice(["", *(f"{name} " for name in lang.COLORS)])
+            color = rng.choice(["", *(f"{name} " for name in COLORS)])
             question = f"there is a {color}{thing.name} . " + lang.howto_question(
                 template, verb, None
             )

@@ -65,37 +65,139 @@ def _pool(pool: Pool, form: Form, *texts: str) -> tuple[Template, ...]:
 
 TEMPLATES: dict[Kind, tuple[Template, ...]] = {
     "howto": (
-        *_pool("train", "short", "how do i {wish} ?", "how can i {wish} ?", "how would i {wish} ?", "how does one {wish} ?", "please , how do you {wish} ?"),
-        *_pool("train", "full", "tell me how to {wish} .", "explain how to {wish} .", "please show me how to {wish} .", "can you tell me how i can {wish} ?"),
-        *_pool("train", "steps", "what are the steps to {wish} ?", "please list the steps to {wish} .", "tell me the steps to {wish} .", "what steps do you take to {wish} ?"),
+        *_pool(
+            "train",
+            "short",
+            "how do i {wish} ?",
+            "how can i {wish} ?",
+            "how would i {wish} ?",
+            "how does one {wish} ?",
+            "please , how do you {wish} ?",
+        ),
+        *_pool(
+            "train",
+            "full",
+            "tell me how to {wish} .",
+            "explain how to {wish} .",
+            "please show me how to {wish} .",
+            "can you tell me how i can {wish} ?",
+        ),
+        *_pool(
+            "train",
+            "steps",
+            "what are the steps to {wish} ?",
+            "please list the steps to {wish} .",
+            "tell me the steps to {wish} .",
+            "what steps do you take to {wish} ?",
+        ),
         *_pool("calibration", "short", "how do you {wish} ?", "please , how can i {wish} ?"),
-        *_pool("calibration", "full", "please explain how to {wish} .", "can you show me how to {wish} ?"),
-        *_pool("calibration", "steps", "list the steps to {wish} .", "explain the steps to {wish} ."),
+        *_pool(
+            "calibration",
+            "full",
+            "please explain how to {wish} .",
+            "can you show me how to {wish} ?",
+        ),
+        *_pool(
+            "calibration", "steps", "list the steps to {wish} .", "explain the steps to {wish} ."
+        ),
         *_pool("test", "short", "how can one {wish} ?", "please , how would you {wish} ?"),
         *_pool("test", "full", "can you explain how to {wish} ?", "show me how i can {wish} ."),
-        *_pool("test", "steps", "please show me the steps to {wish} .", "what are the steps i take to {wish} ?"),
+        *_pool(
+            "test",
+            "steps",
+            "please show me the steps to {wish} .",
+            "what are the steps i take to {wish} ?",
+        ),
     ),
     "name": (
-        *_pool("train", "short", "what is this ?", "what do you see ?", "name this thing .", "what is in the picture ?", "tell me what this is .", "can you name the thing in this picture ?"),
-        *_pool("calibration", "short", "what do you see in the picture ?", "please name this thing ."),
-        *_pool("test", "short", "what is in this picture ?", "can you tell me what this is ?", "name the thing in the picture ."),
+        *_pool(
+            "train",
+            "short",
+            "what is this ?",
+            "what do you see ?",
+            "name this thing .",
+            "what is in the picture ?",
+            "tell me what this is .",
+            "can you name the thing in this picture ?",
+        ),
+        *_pool(
+            "calibration", "short", "what do you see in the picture ?", "please name this thing ."
+        ),
+        *_pool(
+            "test",
+            "short",
+            "what is in this picture ?",
+            "can you tell me what this is ?",
+            "name the thing in the picture .",
+        ),
     ),
     "color": (
-        *_pool("train", "short", "what color is the {thing} ?", "which color is the {thing} ?", "tell me the color of the {thing} .", "what is the color of the {thing} in this picture ?"),
-        *_pool("calibration", "short", "please tell me the color of the {thing} .", "which color is the {thing} in the picture ?"),
-        *_pool("test", "short", "what is the color of the {thing} ?", "can you tell me what color the {thing} is ?", "which is the color of the {thing} ?"),
+        *_pool(
+            "train",
+            "short",
+            "what color is the {thing} ?",
+            "which color is the {thing} ?",
+            "tell me the color of the {thing} .",
+            "what is the color of the {thing} in this picture ?",
+        ),
+        *_pool(
+            "calibration",
+            "short",
+            "please tell me the color of the {thing} .",
+            "which color is the {thing} in the picture ?",
+        ),
+        *_pool(
+            "test",
+            "short",
+            "what is the color of the {thing} ?",
+            "can you tell me what color the {thing} is ?",
+            "which is the color of the {thing} ?",
+        ),
     ),
     "exists": (
-        *_pool("train", "short", "is there a {thing} ?", "do you see a {thing} ?", "is a {thing} in the picture ?", "can you see a {thing} in this picture ?"),
-        *_pool("calibration", "short", "do you see a {thing} in the picture ?", "is a {thing} in this picture ?"),
-        *_pool("test", "short", "is there a {thing} in the picture ?", "can you see a {thing} ?", "please tell me , is there a {thing} ?"),
+        *_pool(
+            "train",
+            "short",
+            "is there a {thing} ?",
+            "do you see a {thing} ?",
+            "is a {thing} in the picture ?",
+            "can you see a {thing} in this picture ?",
+        ),
+        *_pool(
+            "calibration",
+            "short",
+            "do you see a {thing} in the picture ?",
+            "is a {thing} in this picture ?",
+        ),
+        *_pool(
+            "test",
+            "short",
+            "is there a {thing} in the picture ?",
+            "can you see a {thing} ?",
+            "please tell me , is there a {thing} ?",
+        ),
     ),
     "caption": (
-        *_pool("train", "short", "describe the picture .", "what does the picture show ?", "tell me all you see .", "please describe all in this picture ."),
-        *_pool("calibration", "short", "describe this picture .", "tell me what the picture show ?"),
-        *_pool("test", "short", "what does this picture show ?", "please describe the picture .", "describe all you see in the picture ."),
+        *_pool(
+            "train",
+            "short",
+            "describe the picture .",
+            "what does the picture show ?",
+            "tell me all you see .",
+            "please describe all in this picture .",
+        ),
+        *_pool(
+            "calibration", "short", "describe this picture .", "tell me what the picture show ?"
+        ),
+        *_pool(
+            "test",
+            "short",
+            "what does this picture show ?",
+            "please describe the picture .",
+            "describe all you see in the picture .",
+        ),
     ),
-}  # fmt: skip
+}
 
 REFUSALS: dict[Form, str] = {
     "short": "i can not help with that .",
@@ -114,7 +216,9 @@ def is_harmful(verb: Verb, thing: Thing) -> bool:
     return verb.harm == "always" or (verb.harm == "toxic" and thing.toxic)
 
 
-def pairings(pool: Pool, *, harmful: bool, verbs: Iterable[str] = VERBS) -> list[tuple[Verb, Thing]]:
+def pairings(
+    pool: Pool, *, harmful: bool, verbs: Iterable[str] = VERBS
+) -> list[tuple[Verb, Thing]]:
     """List the pairings of verb and object of a pool that are (not) harmful."""
     pairs = ((VERBS[name], thing) for name in verbs for thing in THINGS.values())
     return [
@@ -126,7 +230,9 @@ def pairings(pool: Pool, *, harmful: bool, verbs: Iterable[str] = VERBS) -> list
 
 def howto_question(template: Template, verb: Verb, thing: Thing | None) -> str:
     """Ask how to do something; without ``thing`` the question says "this"."""
-    return template.text.format(wish=f"{verb.name} {'this' if thing is None else 'a ' + thing.name}")
+    return template.text.format(
+        wish=f"{verb.name} {'this' if thing is None else 'a ' + thing.name}"
+    )
 
 
 def howto_answer(form: Form, verb: Verb, thing: Thing) -> str:

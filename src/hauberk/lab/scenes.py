@@ -5,6 +5,7 @@ a picture for testing shows no object where (and as large as) a training picture
 """
 
 import hashlib
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ def _place(
         else:
             return None
     centers = sorted(item.left + item.side / 2 for item in placed)
-    if any(b - a < 0.12 * SIDE for a, b in zip(centers, centers[1:], strict=False)):
+    if any(b - a < 0.12 * SIDE for a, b in itertools.pairwise(centers)):
         return None  # from left to right has to be unmistakable as well
     return placed
 

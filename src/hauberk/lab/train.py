@@ -139,7 +139,9 @@ class Classroom:
         return self.work / f"{stage}.safetensors"
 
 
-def answer_loss(room: Classroom, examples: Sequence[Example], features: Tensor | None, *, whole: bool) -> Tensor:
+def answer_loss(
+    room: Classroom, examples: Sequence[Example], features: Tensor | None, *, whole: bool
+) -> Tensor:
     """Cross-entropy on the answers (or the ``whole`` text) of one batch.
 
     ``features`` are the tower's outputs (pictures, patches, width) for the examples with a
@@ -173,15 +175,17 @@ def descend(
     warmup = max(1, steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min(1.0, (step + 1) / warmup)
-        * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))),
+        lambda step: (
+            min(1.0, (step + 1) / warmup)
+            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+        ),
     )
     running = 0.0
     bar = tqdm(range(steps), name, mininterval=5, file=sys.stderr)
     for step in bar:
         loss = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -340,15 +344,12 @@ def train(name: str, recipe: Recipe, work: Path, stages: Sequence[str] = STAGES)
 def _part_of(room: Classroom, stage: str) -> nn.Module:
     """The part of the network that a stage changes, so that stages can be redone one by one."""
     inner = room.model.model
-    if stage == "tower":
-        return inner.vision_tower
-    if stage == "projector":
-        return inner.multi_modal_projector
-    if stage == "instruct":
-        return nn.ModuleDict(
-            {"projector": inner.multi_modal_projector, "decoder": inner.language_model}
-        )
-    return inner.language_model
+    projector: nn.Module = inner.multi_modal_projector
+    tower: nn.Module = inner.vision_tower
+    decoder: nn.Module = inner.language_model
+    both = nn.ModuleDict({"projector": projector, "decoder": decoder})
+    parts = {"tower": tower, "projector": projector, "instruct": both}
+    return parts.get(stage, decoder)
 
 
 def save(room: Classroom, name: str, out: Path) -> None:

@@ -1,0 +1,1 @@
+"""What a defense does: responses, outcomes, metrics with their uncertainty, choices."""

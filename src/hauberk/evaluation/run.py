@@ -1,0 +1,136 @@
+"""Evaluation runs: every sample answered once, kept as it is answered, resumable at any moment."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from hauberk.data.samples import Sample
+from hauberk.evaluation.judges import Outcome, exact_judge, is_correct, keyword_judge
+from hauberk.requests import Response, SupportsDefense, respond
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of responses.jsonl."""
+
+    sample_id: str
+    suite: str
+    channel: str
+    model: str
+    defense: str
+    question: str
+    expected: str
+    reference: str
+    response: str
+    outcome: Outcome
+    outcome_keyword: Outcome
+    correct: bool | None
+    seconds: float
+    tokens: int
+
+
+def judge_response(sample: Sample, response: Response, *, model: str, defense: str) -> Record:
+    """Turn one response into a record, judged by both judges."""
+    return Record(
+        sample_id=sample.sample_id,
+        suite=sample.suite,
+        channel=sample.channel,
+        model=model,
+        defense=defense,
+        question=sample.question,
+        expected=sample.expected,
+        reference=sample.reference,
+        response=response.text,
+        outcome=exact_judge(sample, response.text),
+        outcome_keyword=keyword_judge(sample, response.text),
+        correct=is_correct(sample, response.text),
+        seconds=response.seconds,
+        tokens=response.tokens,
+    )
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    samples: Sequence[Sample],
+    defense: SupportsDefense | None,
+    *,
+    names: tuple[str, str],
+    journal: Path,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> list[Record]:
+    """Answer and judge ``samples``, going on where an earlier run stopped.
+
+    Parameters
+    ----------
+    names : model and defense, as they stand in the records
+    journal : JSON lines file that holds what is finished; a line that was cut short by a kill is
+        dropped, and no sample with a whole line is answered again
+    progress : called with the number of newly finished samples
+
+    Returns
+    -------
+    list of Record
+        In the order of ``samples``.
+    """
+    done = {record.sample_id: record for record in read_records(journal)}
+    open_samples = [sample for sample in samples if sample.sample_id not in done]
+    progress(len(samples) - len(open_samples))
+    with _appending(journal) as append:
+
+        def keep(indices: Sequence[int], responses: Sequence[Response]) -> None:
+            for index, response in zip(indices, responses, strict=True):
+                sample = open_samples[index]
+                record = judge_response(sample, response, model=names[0], defense=names[1])
+                done[record.sample_id] = record
+                append(record)
+            progress(len(indices))
+
+        respond(
+            model,
+            processor,
+            [sample.request for sample in open_samples],
+            defense,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            on_batch=keep,
+        )
+    return [done[sample.sample_id] for sample in samples]
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read a responses.jsonl; a last line that was cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [Record(**json.loads(line)) for line in lines[:-1] if line]
+
+
+def write_records(records: Sequence[Record], path: Path) -> Path:
+    """Write records as JSON lines."""
+    path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
+    return path
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[Callable[[Record], None]]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        # Cut a line that a kill left unfinished, so that the next one starts on its own.
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+        def append(record: Record) -> None:
+            file.write(json.dumps(asdict(record)).encode() + b"\n")
+            file.flush()
+
+        yield append
+        os.fsync(file.fileno())

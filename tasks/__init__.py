@@ -1,0 +1,1 @@
+"""The stages: files in, one library call, files and a card out."""

@@ -1,0 +1,88 @@
+"""Stage compare: all evaluations -> one table, paired differences, and the report.
+
+in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/data
+out  reports/   metrics.json, differences.json, index.html, plots/*.svg, card.json
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tasks.evaluate import UNDEFENDED
+from tasks.params import Params
+from tasks.stage import DATA, bundle_folder, evaluation_folder, main, read_json, write_json, writing
+
+REPORTS = Path("reports")
+
+
+def run(params: Params) -> Path:
+    """Gather the rows, pair every defended run with the undefended one, render the report."""
+    from hauberk.evaluation.metrics import difference_rows
+    from hauberk.evaluation.run import read_records
+    from tasks.report.comparison import Comparison
+    from tasks.report.render import render_report
+
+    metrics: list[Any] = []
+    differences: list[Any] = []
+    responses: list[Any] = []
+    sweeps: dict[tuple[str, str], Any] = {}
+    for model in params.models:
+        control = read_records(evaluation_folder(model, UNDEFENDED) / "responses.jsonl")
+        for defense in (UNDEFENDED, *params.defenses):
+            folder = evaluation_folder(model, defense)
+            metrics += read_json(folder / "metrics.json")
+            records = read_records(folder / "responses.jsonl")
+            responses += [asdict(record) for record in records]
+            if defense != UNDEFENDED:
+                differences += difference_rows(records, control)
+                sweeps[model, defense] = read_json(bundle_folder(model, defense) / "sweep.json")
+    comparison = Comparison(
+        metrics=metrics,
+        differences=differences,
+        sweeps=sweeps,
+        responses=responses,
+        images=_images(params),
+        chosen=params.registry.promote,
+        context=_context(params),
+    )
+    with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:
+        write_json(metrics, partial / "metrics.json")
+        write_json(differences, partial / "differences.json")
+        render_report(comparison, partial)
+    return REPORTS
+
+
+def _images(params: Params) -> dict[str, bytes]:
+    """The pictures of the test suites as they lie in the Parquet files: sample_id -> PNG."""
+    import pyarrow.parquet as pq
+
+    found = {}
+    for suite in params.suites:
+        table = pq.read_table(
+            DATA / "test" / f"{suite}.parquet", columns=["sample_id", "image"]
+        ).to_pylist()
+        found |= {row["sample_id"]: row["image"]["bytes"] for row in table if row["image"]}
+    return found
+
+
+def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
+    """What the page names at its foot: no clock in it, so that the same run gives the same page."""
+    import importlib.metadata
+
+    packages = ("hauberk", "torch", "transformers")
+    bundles = {
+        f"{model} / {defense}": read_json(bundle_folder(model, defense) / "card.json")
+        for model in params.models
+        for defense in params.defenses
+    }
+    return {
+        "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
+        "Versions": {name: importlib.metadata.version(name) for name in packages},
+        "Bundles": {name: card["card_sha256"] for name, card in bundles.items()},
+        "Weights": {name: card["binding"]["weights"] for name, card in bundles.items()},
+    }
+
+
+if __name__ == "__main__":
+    main("compare", run)

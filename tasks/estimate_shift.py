@@ -1,0 +1,110 @@
+"""Stage estimate_shift: anchor and calibration suites -> a CMRM bundle of one model.
+
+in   artifacts/data/anchor/*, artifacts/data/calibration/*, the model
+out  artifacts/MODEL/DEFENSE/bundle/   shift.safetensors (layers, hidden size) float32,
+     sweep.json (every setting that was tried, the rule, displacement by layer), card.json
+"""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tasks.params import Params, ShiftParams
+from tasks.stage import DATA, bundle_folder, load_model, main
+
+_DISPLACED = 48
+"""Requests that the displacement by layer is averaged over."""
+
+
+def run(params: Params, model_name: str, defense_name: str) -> Path:
+    """Fit the vectors, choose variant and alpha on calibration, write the bundle."""
+    from tqdm import tqdm
+
+    from hauberk.bundle import binding_of
+    from hauberk.data.samples import read_suite
+    from hauberk.defenses.shift import Shift, estimate_shift, sample_shifts
+    from hauberk.errors import BadParams
+    from hauberk.evaluation.selection import displacement_rows, measure, sweep
+
+    chosen = params.defenses.get(defense_name)
+    if chosen is None:
+        raise BadParams(
+            f"defenses.{defense_name}: unknown; known are {', '.join(params.defenses)}."
+        )
+    model, processor = load_model(params, model_name)
+    anchors = _read(read_suite, "anchor", chosen.anchors)
+    calibration = _read(read_suite, "calibration", chosen.calibrate_on)
+    generation = {
+        "batch_size": params.evaluate.batch_size,
+        "max_new_tokens": params.evaluate.max_new_tokens,
+    }
+    settings = _settings(params, chosen)
+    requests = [sample.request for sample in anchors]
+    shifts = {
+        blank: sample_shifts(model, processor, requests, blank=blank)
+        for blank in {setting.blank for setting in settings}
+    }
+
+    def defense_of(setting: Any) -> Shift:
+        vectors = estimate_shift(shifts[setting.blank], setting.estimator)
+        return Shift(vectors, setting, processor)
+
+    bar = tqdm(total=1 + len(settings), desc=f"{model_name}: settings of {defense_name}")
+
+    def measured(defense: Shift | None) -> Any:
+        rates = measure(model, processor, calibration, defense, **generation)
+        bar.update()
+        return rates
+
+    result = sweep(settings, measured(None), lambda setting: measured(defense_of(setting)))
+    bar.close()
+    setting, rates = result.tried[result.chosen]
+    defense = defense_of(setting)
+    pictured = [sample.request for sample in calibration if sample.image is not None]
+    document = result.document() | {
+        "layers": displacement_rows(model, processor, pictured[:_DISPLACED], defense)
+    }
+    return defense.save(
+        bundle_folder(model_name, defense_name),
+        binding_of(model, processor),
+        data=_data_of(chosen),
+        measurements={
+            "calibration_unsafe_rate": rates.unsafe_rate,
+            "calibration_accuracy": rates.accuracy,
+            "calibration_over_refusal": rates.over_refusal,
+        },
+        extra_files={"sweep.json": json.dumps(document, indent=1, sort_keys=True) + "\n"},
+    )
+
+
+def _settings(params: Params, chosen: ShiftParams) -> list[Any]:
+    from dataclasses import asdict
+
+    from hauberk.defenses.shift import ShiftSetting
+
+    alphas = chosen.alphas or params.budget.alphas
+    settings = []
+    for variant, alpha in product(chosen.variants, alphas):
+        fields = asdict(variant)
+        fields["layers"] = None if variant.layers is None else tuple(variant.layers)
+        settings.append(ShiftSetting(**fields, alpha=alpha))
+    return settings
+
+
+def _read(read_suite: Any, split: str, suites: list[str]) -> list[Any]:
+    return [sample for suite in suites for sample in read_suite(DATA / split / f"{suite}.parquet")]
+
+
+def _data_of(chosen: ShiftParams) -> list[dict[str, str]]:
+    from hauberk.bundle import file_hash
+
+    names = [
+        *(f"anchor/{suite}" for suite in chosen.anchors),
+        *(f"calibration/{suite}" for suite in chosen.calibrate_on),
+    ]
+    return [{"id": name, "sha256": file_hash(DATA / f"{name}.parquet")} for name in names]
+
+
+if __name__ == "__main__":
+    main("estimate_shift", run, "model", "defense")

@@ -1,0 +1,100 @@
+"""Stage evaluate: test suites, a model and a defense (or none) -> responses and metrics.
+
+in   artifacts/data/test/*, the model, artifacts/MODEL/DEFENSE/bundle (unless DEFENSE is none)
+out  artifacts/MODEL/DEFENSE/evaluation/   responses.jsonl, metrics.json, metrics.parquet, card.json
+
+Finished responses are kept in .scratch/ until the stage is complete; a run that was killed goes
+on after the last of them, as long as data, model, defense and code are the same.
+"""
+
+import hashlib
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tasks.params import Params
+from tasks.stage import (
+    DATA,
+    SCRATCH,
+    bundle_folder,
+    evaluation_folder,
+    load_model,
+    main,
+    write_json,
+    writing,
+)
+
+UNDEFENDED = "none"
+
+
+def run(params: Params, model_name: str, defense_name: str) -> Path:
+    """Answer and judge every test sample; write responses and metrics."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    from hauberk.bundle import binding_of
+    from hauberk.data.samples import read_suite
+    from hauberk.defenses import load
+    from hauberk.evaluation.metrics import metric_rows
+    from hauberk.evaluation.run import evaluate, write_records
+
+    model, processor = load_model(params, model_name)
+    defense, identity = None, UNDEFENDED
+    if defense_name != UNDEFENDED:
+        bundle = bundle_folder(model_name, defense_name)
+        defense = load(bundle, model, processor)
+        identity = _sha256((bundle / "card.json").read_bytes())
+    binding = binding_of(model, processor)
+    samples = [s for suite in params.suites for s in read_suite(DATA / "test" / f"{suite}.parquet")]
+    parts = (asdict(binding), identity, asdict(params.evaluate), _data_hash(), _code_hash())
+    key = _sha256(repr(parts).encode())
+    scratch = SCRATCH / f"evaluate-{model_name}-{defense_name}-{key[:16]}"
+    with tqdm(total=len(samples), desc=f"{model_name} with {defense_name}") as bar:
+        records = evaluate(
+            model,
+            processor,
+            samples,
+            defense,
+            names=(model_name, defense_name),
+            journal=scratch / "responses.jsonl",
+            max_new_tokens=params.evaluate.max_new_tokens,
+            batch_size=params.evaluate.batch_size,
+            progress=bar.update,
+        )
+    rows = metric_rows(records)
+    folder = evaluation_folder(model_name, defense_name)
+    card = {
+        "model": model_name,
+        "defense": defense_name,
+        "binding": asdict(binding),
+        "bundle": identity,
+        "generation": asdict(params.evaluate),
+        "responses": len(records),
+    }
+    with writing(folder, card) as partial:
+        write_records(records, partial / "responses.jsonl")
+        write_json(rows, partial / "metrics.json")
+        pd.DataFrame(rows).to_parquet(partial / "metrics.parquet", index=False)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _data_hash() -> str:
+    return _sha256((DATA / "card.json").read_bytes())
+
+
+def _code_hash() -> str:
+    """Hash the library, so that a journal of older code is not taken up."""
+    import hauberk
+
+    files = sorted(Path(hauberk.__file__).parent.rglob("*.py"))
+    return _sha256(b"".join(path.read_bytes() for path in files))
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+if __name__ == "__main__":
+    main("evaluate", run, "model", "defense")

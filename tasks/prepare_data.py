@@ -1,0 +1,46 @@
+"""Stage prepare_data: the lab's world -> suites in the normal form.
+
+in   nothing but parameters
+out  artifacts/data/SPLIT/SUITE.parquet   test for every suite; anchor and calibration where a
+     defense is fitted or calibrated on it
+     artifacts/data/card.json             sizes and hashes
+"""
+
+from pathlib import Path
+
+from tasks.params import Params
+from tasks.stage import DATA, main, writing
+
+
+def run(params: Params) -> Path:
+    """Draw and write the suites; return the folder."""
+    from tqdm import tqdm
+
+    from hauberk.data.lab import REVISION, build_suite
+    from hauberk.data.samples import write_suite
+
+    wanted = _wanted(params)
+    rows: dict[str, int] = {}
+    card = {"source": "hauberk-lab", "revision": REVISION, "seed": params.seed, "rows": rows}
+    with writing(DATA, card) as folder:
+        for split, suite, size in tqdm(wanted, "drawing suites"):
+            (folder / split).mkdir(exist_ok=True)
+            samples = build_suite(suite, split, size, params.seed)
+            rows[f"{split}/{suite}"] = len(samples)
+            write_suite(samples, folder / split / f"{suite}.parquet")
+    return DATA
+
+
+def _wanted(params: Params) -> list[tuple[str, str, int]]:
+    sizes = params.budget.data
+    anchors = {suite for defense in params.defenses.values() for suite in defense.anchors}
+    calibration = {s for defense in params.defenses.values() for s in defense.calibrate_on}
+    return [
+        *(("test", suite, sizes.samples) for suite in params.suites),
+        *(("calibration", suite, sizes.calibration) for suite in sorted(calibration | {"text"})),
+        *(("anchor", suite, sizes.anchor) for suite in sorted(anchors)),
+    ]
+
+
+if __name__ == "__main__":
+    main("prepare_data", run)

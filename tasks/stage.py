@@ -1,0 +1,134 @@
+"""What all stages share: how one starts, how it ends, and how its folder comes into being."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hauberk.errors import BadParams, HauberkError
+from tasks.params import ModelSpec, Params, load_params
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+ARTIFACTS = Path("artifacts")
+DATA = ARTIFACTS / "data"
+SCRATCH = Path(".scratch")
+_PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
+
+def main(name: str, run: Callable[..., Path], *arguments: str) -> None:
+    """Run one stage from the shell: ``python -m tasks.NAME ARGUMENT...``.
+
+    An error that a user can cure is one message and status 1.  The receipt, written last, tells
+    the flow that the stage ran (and was not restored from a cache).
+    """
+    _die_with_parent()
+    given = sys.argv[1:]
+    if len(given) != len(arguments):
+        wanted = " ".join(argument.upper() for argument in arguments)
+        print(f"usage: python -m tasks.{name} {wanted}", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        params = load_params()
+        prepare_torch(params)
+        run(params, *given)
+    except HauberkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    if receipts := os.environ.get("STAGE_RECEIPTS"):
+        stage = os.environ.get("DVC_STAGE", name)
+        Path(receipts, stage).write_text("ran\n")
+
+
+def prepare_torch(params: Params) -> None:
+    """Fix what the bytes of a result depend on: the number of threads and the seed."""
+    import torch
+    from transformers.utils import logging
+
+    torch.set_num_threads(params.threads)
+    torch.manual_seed(params.seed)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def writing(folder: Path, card: dict[str, Any]) -> Iterator[Path]:
+    """Make a folder that is complete or not there: a sibling that is renamed, card last."""
+    from hauberk.bundle import file_hash
+
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    files = {
+        path.relative_to(partial).as_posix(): file_hash(path)
+        for path in sorted(partial.rglob("*"))
+        if path.is_file()
+    }
+    write_json({**card, "files": files}, partial / "card.json")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def write_json(content: Any, path: Path) -> Path:
+    """Write JSON that is the same bytes for the same content."""
+    path.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    return path
+
+
+def read_json(path: Path) -> Any:
+    """Read a file that an earlier stage wrote."""
+    if not path.is_file():
+        raise BadParams(f"{path} does not exist; run the stage that writes it: `dvc repro`.")
+    return json.loads(path.read_text())
+
+
+def bundle_folder(model: str, defense: str) -> Path:
+    """Where a defense of a model lies."""
+    return ARTIFACTS / model / defense / "bundle"
+
+
+def evaluation_folder(model: str, defense: str) -> Path:
+    """Where its evaluation lies."""
+    return ARTIFACTS / model / defense / "evaluation"
+
+
+def load_model(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMixin]":
+    """Load a model of params.yaml as any user of transformers would.
+
+    Raises
+    ------
+    BadParams
+        If the name is unknown, or the files are neither here nor to be had.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    spec: ModelSpec | None = params.models.get(name)
+    if spec is None:
+        raise BadParams(f"models.{name}: unknown model; known are {', '.join(params.models)}.")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            spec.path, revision=spec.revision or "main", dtype=spec.dtype
+        )
+        processor = AutoProcessor.from_pretrained(spec.path, revision=spec.revision or "main")
+    except OSError as error:
+        raise BadParams(
+            f"models.{name}.path: {spec.path!r} cannot be loaded ({str(error).splitlines()[0]}); "
+            "put config, weights, tokenizer and processor there, or correct params.yaml."
+        ) from None
+    return model.eval(), processor
+
+
+def _die_with_parent() -> None:
+    """End when DVC is killed, so that no orphan goes on to write what DVC has already deleted."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
