@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MACHINE = re.compile(
     r"""/(?:home|root|work|Users|workspace)/\w      # somebody's folder
       | \.\./shared\b
-      | --(?:extra-)?index-url | --find-links      # where packages come from is not ours to say
+      | --(?:extra-)?index-url | --find[-]links      # where packages come from is not ours to say
       | \bpypi\.org | pythonhosted\.org | download\.pytorch\.org | /opt/\w
     """,
     re.VERBOSE,

@@ -45,8 +45,8 @@ class Comparison:
     """(model, defense) -> its sweep.json; only where a setting was chosen by a sweep."""
     responses: Sequence[Row] = ()
     """Lines of responses.jsonl of every run."""
-    images: Mapping[tuple[str, str], bytes] = field(default_factory=dict)
-    """(suite, sample_id) -> PNG, JPEG or WebP bytes; only samples with a picture."""
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """sample_id -> PNG, JPEG or WebP bytes; only samples with a picture."""
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Model -> the defense that is put forward for it."""
     context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -97,7 +97,7 @@ class Comparison:
 
     def response(self, model: str, defense: str, sample: Row) -> Row | None:
         """Find what was answered to the sample of another answer."""
-        return self._answers.get((model, defense, sample["suite"], sample["sample_id"]))
+        return self._answers.get((model, defense, sample["sample_id"]))
 
     def _first(
         self, model: str, defense: str, metric: str, preferred: Sequence[str]
@@ -119,7 +119,7 @@ class Comparison:
 
     @cached_property
     def _answers(self) -> dict[tuple[str, ...], Row]:
-        return _index(self.responses, ("model", "defense", "suite", "sample_id"), "responses")
+        return _index(self.responses, ("model", "defense", "sample_id"), "responses")
 
 
 def number(value: float | None) -> float | None:

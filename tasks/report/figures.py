@@ -47,7 +47,9 @@ def setting(row: Row) -> str:
 
 
 def brief(value: object) -> str:
-    """Write a value of a setting; a long run of layers as its ends."""
+    """Write a value of a setting; a long run of layers as its ends, none as all."""
+    if value is None:
+        return "all"
     if isinstance(value, list | tuple):
         whole = [item for item in value if isinstance(item, int)]
         if len(whole) == len(value) > 2 and whole == list(range(whole[0], whole[-1] + 1)):
@@ -57,7 +59,12 @@ def brief(value: object) -> str:
 
 
 def measured_setting(row: Row) -> str:
-    """Write a setting with what was measured: never an unsafe rate without its cost."""
+    """Write a setting with what was measured."""
+    return f"{setting(row)}: {rates(row)}"
+
+
+def rates(row: Row) -> str:
+    """Write what was measured on calibration: never an unsafe rate without its cost."""
     parts = []
     for metric, title, count in (
         ("unsafe_rate", "unsafe answers", "n_harmful"),
@@ -66,8 +73,9 @@ def measured_setting(row: Row) -> str:
     ):
         value, n = number(row.get(metric)), row.get(count)
         bounds = interval(*(wilson(value, n) or (None, None)), metric)
-        parts.append(f"{title} {amount(value, metric)} ({bounds}, n {n})")
-    return f"{setting(row)}: {', '.join(parts)}"
+        inside = f" ({bounds}, n {n})" if bounds else ""
+        parts.append(f"{title} {amount(value, metric)}{inside}")
+    return ", ".join(parts)
 
 
 def _alphas(comparison: Comparison, model: str) -> Iterator[tuple[Any, ...]]:
@@ -78,8 +86,9 @@ def _alphas(comparison: Comparison, model: str) -> Iterator[tuple[Any, ...]]:
         chosen = [measured_setting(row) for row in sweep["rows"] if row.get("chosen")]
         caption = (
             f"Measured on the {split} split, never on test. A thick line is the setting of its "
-            "kind that holds the chosen point, or else the best one; thin lines are the others. "
-            f"Bands: 95 % Wilson intervals. Rule: {sweep.get('rule', 'not stated')}"
+            "kind that holds the chosen point, or else the best one; thin lines are the others; "
+            "α 0 is undefended. Bands: 95 % Wilson intervals. "
+            f"Rule: {sweep.get('rule', 'not stated')}"
         )
         alt = (
             f"Three line plots against alpha for {len(sweep['rows'])} settings of {defense} on "

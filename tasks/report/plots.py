@@ -20,9 +20,9 @@ RATES = {
 
 def plot_alpha(sweep: Row) -> "Figure | None":
     """Draw unsafe rate, utility and over-refusal of every setting against alpha."""
-    curves = lines(sweep["rows"])
-    if not curves:
-        return None
+    curves = lines(sweep["rows"], start=sweep.get("undefended"))
+    if len({point["alpha"] for curve in curves for point in curve.points}) < 3:
+        return None  # one alpha beside undefended is no curve
     figure, axes = panels(len(RATES), height=3.7)
     for axis, (metric, (title, count)) in zip(axes, RATES.items(), strict=True):
         for curve in curves:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.report import tables, words
 from tasks.report.comparison import UNDEFENDED, Comparison
-from tasks.report.figures import Figure, brief, figures, setting
-from tasks.report.samples import AT_MOST, pick
+from tasks.report.figures import Figure, figures, measured_setting, rates, setting
+from tasks.report.samples import AT_MOST, SAFE, pick
 from tasks.report.sweeps import wilson
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         if model in comparison.models
     }
     visible = {
-        (shown.sample["suite"], shown.sample["sample_id"])
+        shown.sample["sample_id"]
         for kinds in samples.values()
         for kind in kinds
         for shown in kind.shown
@@ -82,10 +82,13 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "judges": {model: tables.judges(comparison, model) for model in comparison.models},
         "samples": samples,
         "at_most": AT_MOST,
+        "safe": SAFE,
         "costs": {model: tables.costs(comparison, model) for model in comparison.models},
         "context": {title: tables.flat(values) for title, values in comparison.context.items()},
         "images": {
-            key: _picture(key, data) for key, data in comparison.images.items() if key in visible
+            name: _picture(name, data)
+            for name, data in comparison.images.items()
+            if name in visible
         },
     }
 
@@ -105,20 +108,21 @@ def _environment() -> "Environment":
         interval=words.interval,
         change_parts=words.change_parts,
         full=words.full,
+        rates=rates,
         setting=setting,
-        brief=brief,
+        measured_setting=measured_setting,
         wilson=wilson,
         svg_uri=lambda text: _data_uri("image/svg+xml", text.encode()),
     )
     return environment
 
 
-def _picture(key: tuple[str, str], data: bytes) -> str:
+def _picture(name: str, data: bytes) -> str:
     for start, media_type in IMAGE_TYPES.items():
         if data.startswith(start):
             return _data_uri(media_type, data)
     raise ValueError(
-        f"the picture of sample {key[1]!r} ({key[0]}) starts with {data[:4]!r}; PNG, JPEG and "
+        f"the picture of sample {name!r} starts with {data[:4]!r}; PNG, JPEG and "
         "WebP can be shown: encode it as one of them."
     )
 

@@ -10,7 +10,7 @@ KIND = ("compose", "level")
 """What a colour and a dash stand for."""
 COMPOSES = ("incremental", "naive", "single")
 """The ones that are known keep their colour in every plot."""
-SETTING = ("level", "compose", "estimator", "position", "steps", "layers")
+SETTING = ("level", "compose", "estimator", "position", "steps", "layers", "blank")
 """What makes a line; alpha runs along it."""
 
 
@@ -38,8 +38,11 @@ def look_of(row: Row) -> tuple[int, bool]:
     return len(COMPOSES) + sum(str(compose).encode()) % 3, level != "dataset"
 
 
-def lines(rows: Sequence[Row]) -> list[Line]:
-    """Group the rows of a sweep into lines over alpha; one line of each kind leads."""
+def lines(rows: Sequence[Row], start: Row | None = None) -> list[Line]:
+    """Group the rows of a sweep into lines over alpha; one line of each kind leads.
+
+    ``start`` is what was measured undefended: the point at alpha 0 of a line that has none.
+    """
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if number(row.get("alpha")) is not None:
@@ -52,6 +55,8 @@ def lines(rows: Sequence[Row]) -> list[Line]:
         best = max(candidates, key=_merit)
         for members in candidates:
             points = tuple(sorted(members, key=lambda row: float(row["alpha"])))
+            if start and points[0]["alpha"] > 0:
+                points = ({**points[0], **start, "alpha": 0.0, "chosen": False}, *points)
             found.append(Line(kind, look_of(points[0]), points, leads=members is best))
     return found
 

@@ -10,11 +10,12 @@ from tasks.report.verdict import ATTACK, BASELINE, Verdict, elsewhere, judge
 
 COLUMNS = {
     "unsafe_rate": "Unsafe answers",
-    "unsafe_rate_keyword": "Unsafe by keywords",
     "accuracy": "Exact answers",
     "over_refusal": "Over-refusal",
     "refusal_rate": "Refused",
     "degenerate_rate": "Degenerate",
+    "unsafe_rate_lower": "Unsafe, at least",
+    "unsafe_rate_keyword": "Unsafe by keywords",
     "seconds_per_answer": "Seconds",
 }
 """Metric -> its column in the table of everything; other metrics have a table of their own."""
@@ -107,7 +108,7 @@ def measured(comparison: Comparison) -> list[MeasuredRow]:
                 cells = {name: comparison.cell(model, defense, suite, name) for name in COLUMNS}
                 if not any(cells.values()):
                     continue
-                if cells["unsafe_rate"] or cells["unsafe_rate_keyword"]:
+                if any(cell for name, cell in cells.items() if name.startswith("unsafe")):
                     cells["accuracy"] = cells["accuracy"] or comparison.utility(model, defense)
                     cells["over_refusal"] = cells["over_refusal"] or comparison.over_refusal(
                         model, defense

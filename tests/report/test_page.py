@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks.report import Comparison, render_report
+from tasks.report.figures import measured_setting
 from tasks.report.tables import COLUMNS
 from tasks.report.words import MISSING, amount
 from tests.report.made_up import UNSAFE, WRONG, comparison
@@ -47,6 +48,20 @@ def test_every_paired_difference_is_shown_unrounded(results, page):
 def test_every_setting_of_a_sweep_is_in_its_table(results, page):
     rows = [r for attributes, r in page.tables if "sweep" in (attributes.get("class") or "")]
     assert [len(r) - 1 for r in rows] == [len(sweep["rows"]) for sweep in results.sweeps.values()]
+
+
+def test_what_was_chosen_is_said_with_its_rule_its_split_and_its_cost(results, page):
+    text = " ".join(page.text.split())
+    sweep = results.sweeps["lab-llava", "cmrm"]
+    row = next(row for row in sweep["rows"] if row["chosen"])
+    assert sweep["rule"] in text
+    assert (
+        f"cmrm , calibration split: {measured_setting(row)}".split()
+        == re.search(
+            r"cmrm , calibration split:.*?over-refusal [^)]*\)", re.sub(r"(?<=cmrm),", " ,", text)
+        )[0].split()
+    )
+    assert "it does not keep the bounds of the rule" in text  # of cmrm_naive
 
 
 def test_a_metric_without_a_column_is_shown_all_the_same(results, tmp_path):
@@ -171,5 +186,5 @@ def test_two_rows_for_one_measurement_are_refused(results, tmp_path):
 
 def test_a_picture_of_another_format_is_named(results, tmp_path):
     images = dict.fromkeys(results.images, b"GIF89a")
-    with pytest.raises(ValueError, match=r"sample '\w+-\d+' \(\w+\) starts with b'GIF8'.*PNG"):
+    with pytest.raises(ValueError, match=r"sample '\w+-\d+' starts with b'GIF8'.*PNG"):
         render_report(replace(results, images=images, sweeps={}), tmp_path)

@@ -13,7 +13,8 @@ def test_kinds_count_every_sample_of_their_sort(results):
     unsafe = [
         row
         for row in results.responses
-        if (row["model"], row["defense"], row["outcome"]) == ("lab-llava", "cmrm", "harmful")
+        if (row["model"], row["defense"], row["expected"]) == ("lab-llava", "cmrm", "refuse")
+        and row["outcome"] not in ("refused", "safe")
     ]
     assert left == len(unsafe)
     assert {kind.of for kind in harmful} == {5 * 120}
