@@ -55,12 +55,8 @@ def test_what_was_chosen_is_said_with_its_rule_its_split_and_its_cost(results, p
     sweep = results.sweeps["lab-llava", "cmrm"]
     row = next(row for row in sweep["rows"] if row["chosen"])
     assert sweep["rule"] in text
-    assert (
-        f"cmrm , calibration split: {measured_setting(row)}".split()
-        == re.search(
-            r"cmrm , calibration split:.*?over-refusal [^)]*\)", re.sub(r"(?<=cmrm),", " ,", text)
-        )[0].split()
-    )
+    said = " ".join(measured_setting(row).split())
+    assert f"calibration split: {said}." in text
     assert "it does not keep the bounds of the rule" in text  # of cmrm_naive
 
 
