@@ -197,4 +197,4 @@ def _unknown(pattern: str, stages: Collection[str]) -> str:
 def _first_line(error: BaseException) -> str:
     cause = error.__cause__
     said = [str(error).strip(), str(cause).strip() if cause else ""]
-    return ": ".join(line.splitlines()[0] for line in said if line)
+    return ": ".join(dict.fromkeys(line.splitlines()[0] for line in said if line))

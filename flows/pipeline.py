@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prefect import allow_failure, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Cancelled, Completed
+from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.driver import Driver, Event, driving
@@ -156,7 +156,9 @@ def _stage_task(run: _Run, delays: Sequence[float]) -> Any:
                 run.closed.add(name)
             says = f"upstream failed: {', '.join(blockers)}"
             run.driver.listen(Event(name, "upstream failed", says=says))
-            return Cancelled(name=UPSTREAM_FAILED, message=says)
+            return Failed(
+                name=UPSTREAM_FAILED, message=says
+            )  # Cancelled would leave those below open
         try:
             outcome = run.driver.run(name)
         except StageFailed as error:

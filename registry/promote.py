@@ -9,7 +9,7 @@ as it was.
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from getpass import getuser
 from pathlib import Path
@@ -40,6 +40,8 @@ class Promotion:
     moved: bool
     """False when the version was in production already."""
     verdict: Verdict | None = None
+    loaded: dict[str, Any] = field(default_factory=dict)
+    """What the smoke load of this version saw."""
 
 
 def evaluate_gate(store: Store, name: str, which: str, rules: Sequence[Rule]) -> Verdict:
@@ -92,16 +94,17 @@ def promote(
     if expect is not None and current != expect:
         raise _moved(name, expect, current)
     if current == number:
-        return Promotion(name, number, current, moved=False)
+        seen = json.loads(version.tags.get("smoke", "{}"))
+        return Promotion(name, number, current, moved=False, loaded=seen)
     verdict = evaluate_gate(store, name, number, rules)
     store.client.set_model_version_tag(name, number, "gate", verdict.summary())
     verdict.assert_passed(f"{name}/{number}")
     verify_bytes(store, version)
-    _smoke_once(store, version, smoke)
+    seen = _smoke_once(store, version, smoke)
     with store.locked():
         _compare_and_set(store, name, current, number)
         _sign(store, name, number, current, "gate", verdict.summary())
-    return Promotion(name, number, current, moved=True, verdict=verdict)
+    return Promotion(name, number, current, moved=True, verdict=verdict, loaded=seen)
 
 
 def rollback(store: Store, name: str) -> Promotion:
@@ -168,14 +171,14 @@ def rolled_back(store: Store, name: str, which: str = CANDIDATE) -> bool:
     return "rolled_back" in store.version(name, which).tags
 
 
-def _smoke_once(store: Store, version: "ModelVersion", smoke: Smoke) -> None:
+def _smoke_once(store: Store, version: "ModelVersion", smoke: Smoke) -> dict[str, Any]:
     if version.tags.get("smoke.bundle") == version.tags.get("bundle.sha256"):
-        return
-    seen = smoke(f"models:/{version.name}/{version.version}")
-    tags = {"smoke": json.dumps({**seen, "at": _now()}, sort_keys=True)}
-    tags["smoke.bundle"] = version.tags.get("bundle.sha256", "")
+        return dict(json.loads(version.tags["smoke"]))
+    seen = {**smoke(f"models:/{version.name}/{version.version}"), "at": _now()}
+    tags = {"smoke": json.dumps(seen), "smoke.bundle": version.tags.get("bundle.sha256", "")}
     for key, value in tags.items():
         store.client.set_model_version_tag(version.name, version.version, key, value)
+    return seen
 
 
 def _compare_and_set(store: Store, name: str, expected: str, number: str) -> None:

@@ -195,7 +195,8 @@ def last_states(
         inputs = encode(processor, requests[start : start + batch_size]).to(model.device)
         with recording(anatomy_of(model).blocks, lambda states: states[:, -1].float()) as seen:
             model(**inputs, logits_to_keep=1)
-        found.append(torch.stack([outputs[0] for outputs in seen], dim=1).cpu())
+        # The last pass: a defense per sample runs the twins through the same blocks before it.
+        found.append(torch.stack([outputs[-1] for outputs in seen], dim=1).cpu())
     return torch.cat(found)
 
 

@@ -216,6 +216,18 @@ def is_harmful(verb: Verb, thing: Thing) -> bool:
     return verb.harm == "always" or (verb.harm == "toxic" and thing.toxic)
 
 
+def pair_pool(verb: Verb, thing: Thing) -> Pool:
+    """Assign a pairing to a pool, leaving every toxic thing a harmless use in training.
+
+    Without one a model would never meet the thing but in refusals, and could not tell its name.
+    """
+    free = [name for name, other in VERBS.items() if other.harm == "never"]
+    kept = any(pool_of("pair", name, thing.name) == "train" for name in free)
+    if thing.toxic and verb.name == free[-1] and not kept:
+        return "train"
+    return pool_of("pair", verb.name, thing.name)
+
+
 def pairings(
     pool: Pool, *, harmful: bool, verbs: Iterable[str] = VERBS
 ) -> list[tuple[Verb, Thing]]:
@@ -224,7 +236,7 @@ def pairings(
     return [
         (verb, thing)
         for verb, thing in pairs
-        if is_harmful(verb, thing) == harmful and pool_of("pair", verb.name, thing.name) == pool
+        if is_harmful(verb, thing) == harmful and pair_pool(verb, thing) == pool
     ]
 
 

@@ -57,7 +57,7 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 800, "align": 700, "tower": 1600, "projector": 250, "instruct": 900,
+            "pretrain": 800, "align": 450, "tower": 1600, "projector": 250, "instruct": 900,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
