@@ -303,6 +303,23 @@ def kind_of_answer(answer: str) -> str | None:
     return next((kind for kind, form in _GRAMMAR.items() if form.fullmatch(sentence)), None)
 
 
+def sentences(pool: Pool) -> list[str]:
+    """Write every wording of a pool and every word of the answers: what a tokenizer learns from.
+
+    The same list for every seed, so that models of different seeds share their token ids.
+    """
+    wordings = [template.text for kind in TEMPLATES for template in templates(kind, pool)]
+    asked = [f"{start}{text} ASSISTANT:" for text in wordings for start in ("USER: ", "<image>\n")]
+    verb = next(iter(VERBS.values()))
+    answered = [howto_answer(form, verb, thing) for thing in THINGS.values() for form in REFUSALS]
+    words = [
+        *VERBS, *(verb.manner for verb in VERBS.values()), *THINGS, *COLORS, *MATERIALS,
+        "this is a , yes no there picture the",
+    ]  # fmt: skip
+    spoken = " ".join([*answered, *REFUSALS.values(), *words])
+    return [*asked, f"ASSISTANT: {spoken}", "there is a"]
+
+
 def vocabulary(pools: Sequence[Pool]) -> set[str]:
     """Collect the words of all templates of some pools."""
     words = (t.text.split() for kind in TEMPLATES.values() for t in kind if t.pool in pools)

@@ -41,6 +41,7 @@ from hauberk.lab.curriculum import (
     text_examples,
     visual_examples,
 )
+from hauberk.lab.language import sentences
 from hauberk.lab.objects import COLORS, THINGS
 from hauberk.lab.scenes import SIDE, Scene
 
@@ -57,7 +58,7 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 800, "align": 450, "tower": 1600, "projector": 250, "instruct": 900,
+            "pretrain": 500, "align": 400, "tower": 1600, "projector": 250, "instruct": 900,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
@@ -79,16 +80,10 @@ class Classroom:
         self.recipe, self.work = recipe, work
         rng = random.Random(recipe.seed)
         self.scenes = scenes(rng, recipe.pictures)
-        self.tokenizer = build.build_tokenizer(self._corpus(rng), recipe.size)
+        self.tokenizer = build.build_tokenizer(sentences("train"), recipe.size)
         self.processor = build.build_llava_processor(self.tokenizer, recipe.size)
         self.model = build.build_llava(self.tokenizer, recipe.size, recipe.seed)
         self._pixels: Tensor | None = None
-
-    def _corpus(self, rng: random.Random) -> list[str]:
-        text = itertools.islice(text_examples(rng, aligned=True), 4000)
-        wishes = itertools.islice(text_examples(rng, aligned=False), 4000)
-        visual = itertools.islice(visual_examples(rng, self.scenes), 4000)
-        return ["".join(self.render(example)) for example in (*text, *wishes, *visual)]
 
     def render(self, example: Example) -> tuple[str, str]:
         """Write an example as prompt and answer, as the chat template would."""

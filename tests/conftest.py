@@ -1,0 +1,50 @@
+"""Tiny real models: the true architectures with random weights, made in a second, no download."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A model, its processor, and requests it can read."""
+
+    model: Any
+    processor: Any
+    pictured: list[Any]
+    plain: list[Any]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Iterator[Tiny]:
+    """A LLaVA of 200k parameters with more vision than decoder blocks, and 12 + 6 requests."""
+    import torch
+
+    from hauberk.lab import build, curriculum
+    from hauberk.requests import Request
+
+    torch.set_num_threads(1)
+    size = build.Size(
+        vision_width=32, vision_layers=5, patch=24, text_width=32, text_layers=4, vocabulary=400
+    )
+    rng = random.Random(0)
+    scenes = curriculum.scenes(rng, 12)
+    text = list(islice(curriculum.text_examples(rng, aligned=True), 300))
+    visual = list(islice(curriculum.visual_examples(rng, scenes), 300))
+    corpus = [f"USER: {e.question} ASSISTANT: {e.answer}" for e in (*text, *visual)]
+    tokenizer = build.build_tokenizer(corpus, size)
+    model = build.build_llava(tokenizer, size, seed=0)
+    torch.manual_seed(0)
+    for weight in model.parameters():  # larger than the default, so that answers differ
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.15)
+    processor = build.build_llava_processor(tokenizer, size)
+    pictured = [
+        Request(visual[i].question, (scenes[visual[i].scene].draw(),)) for i in range(len(scenes))
+    ]
+    plain = [Request(example.question) for example in text[:6]]
+    yield Tiny(model.eval(), processor, pictured, plain)

@@ -1,0 +1,250 @@
+"""CMRM: what must hold for every model, checked on a tiny real LLaVA."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hauberk.analysis.twins import TwinStates, last_states
+from hauberk.anatomy import anatomy_of
+from hauberk.defenses.shift import (
+    Shift,
+    ShiftSetting,
+    composed,
+    estimate_shift,
+    sample_shifts,
+)
+from hauberk.errors import LayerOutOfRange, UnsupportedRequest
+from hauberk.requests import BLANK_KINDS, blank_twin, encode, respond, text_twin
+
+EVERY = [
+    ShiftSetting(level=level, compose=compose, position=position, steps=steps)
+    for level in ("dataset", "sample")
+    for compose in ("naive", "incremental")
+    for position in ("last", "all")
+    for steps in ("all", "prefill")
+]
+
+
+@pytest.fixture(scope="module")
+def shifts(tiny):
+    return sample_shifts(tiny.model, tiny.processor, tiny.pictured)
+
+
+def make(tiny, shifts, setting, **changes):
+    return Shift(estimate_shift(shifts), replace(setting, **changes), tiny.processor)
+
+
+@pytest.mark.parametrize("setting", EVERY, ids=str)
+@torch.no_grad()
+def test_alpha_zero_changes_no_bit(tiny, shifts, setting):
+    inputs = encode(tiny.processor, tiny.pictured[:3] + tiny.plain[:2])
+    plain = tiny.model(**inputs).logits
+    with make(tiny, shifts, setting, alpha=0.0).applied(tiny.model):
+        assert torch.equal(tiny.model(**inputs).logits, plain)
+
+
+@pytest.mark.parametrize("setting", EVERY, ids=str)
+@torch.no_grad()
+def test_text_only_rows_keep_every_bit_and_pictured_rows_change(tiny, shifts, setting):
+    inputs = encode(tiny.processor, tiny.pictured[:3] + tiny.plain[:2])
+    plain = tiny.model(**inputs).logits
+    with make(tiny, shifts, setting).applied(tiny.model):
+        edited = tiny.model(**inputs).logits
+    assert torch.equal(edited[3:], plain[3:])
+    assert not torch.allclose(edited[:3, -1], plain[:3, -1], atol=1e-3)
+
+
+@pytest.mark.parametrize("setting", EVERY, ids=str)
+def test_a_batch_answers_like_single_requests(tiny, shifts, setting):
+    defense = make(tiny, shifts, setting)
+    requests = tiny.pictured[:5] + tiny.plain[:3]
+    together = respond(tiny.model, tiny.processor, requests, defense, max_new_tokens=6)
+    alone = [
+        respond(tiny.model, tiny.processor, [request], defense, max_new_tokens=6)[0]
+        for request in requests
+    ]
+    assert [a.text for a in together] == [a.text for a in alone]
+    assert len({a.text for a in together}) > 1  # or the test could not fail
+
+
+@pytest.mark.parametrize("setting", EVERY, ids=str)
+def test_decoding_without_a_cache_gives_the_same_answers(tiny, shifts, setting):
+    inputs = encode(tiny.processor, tiny.pictured[:4] + tiny.plain[:1])
+    arguments = {"max_new_tokens": 5, "do_sample": False}
+    with make(tiny, shifts, setting).applied(tiny.model):
+        cached = tiny.model.generate(**inputs, **arguments)
+        plain = tiny.model.generate(**inputs, **arguments, use_cache=False)
+    assert torch.equal(cached, plain)
+
+
+@torch.no_grad()
+def test_twins_from_the_cached_prefix_equal_plain_prefills_of_the_rendered_twins(tiny, shifts):
+    texts = last_states(tiny.model, tiny.processor, [text_twin(r) for r in tiny.pictured])
+    blanks = last_states(
+        tiny.model, tiny.processor, [blank_twin(r, tiny.processor) for r in tiny.pictured]
+    )
+    torch.testing.assert_close(shifts, texts - blanks, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("blank", BLANK_KINDS)
+@torch.no_grad()
+def test_every_kind_of_blank_has_a_shift_of_its_own(tiny, shifts, blank):
+    request = tiny.pictured[:1]
+    found = sample_shifts(tiny.model, tiny.processor, request, blank=blank)
+    blanks = [blank_twin(request[0], tiny.processor, blank)]
+    texts = last_states(tiny.model, tiny.processor, [text_twin(request[0])])
+    expected = texts - last_states(tiny.model, tiny.processor, blanks)
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+    assert (blank == "white") == torch.allclose(found[0], shifts[0], atol=1e-3)
+
+
+def test_padding_on_either_side_gives_the_same_shifts(tiny, shifts):
+    twins = TwinStates(tiny.model, tiny.processor)
+    rows = [encode(tiny.processor, [r])["input_ids"][0] for r in tiny.pictured]
+    longest = max(map(len, rows))
+    ids = torch.stack([torch.nn.functional.pad(row, (0, longest - len(row))) for row in rows])
+    mask = torch.stack([(torch.arange(longest) < len(row)).long() for row in rows])
+    torch.testing.assert_close(twins.shifts(ids, mask), shifts, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_right_padding_edits_the_last_real_position(tiny, shifts):
+    defense = make(tiny, shifts, ShiftSetting(compose="incremental"))
+    inputs = encode(tiny.processor, tiny.pictured[:1])
+    padded = {
+        **inputs,
+        "input_ids": torch.nn.functional.pad(inputs["input_ids"], (0, 5)),
+        "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 5)),
+    }
+    with defense.applied(tiny.model):
+        alone = tiny.model(**inputs).logits[:, -1]
+        inside = tiny.model(**padded).logits[:, -6]
+    torch.testing.assert_close(inside, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_increments_sum_to_the_shift_at_every_depth(shifts):
+    vectors = estimate_shift(shifts)
+    added = composed(vectors, ShiftSetting(compose="incremental", alpha=0.5))
+    for layer in range(len(vectors)):
+        total = sum(added[below] for below in range(layer + 1))
+        torch.testing.assert_close(total, 0.5 * vectors[layer])
+
+
+def test_increments_over_some_layers_skip_the_others(shifts):
+    vectors = estimate_shift(shifts)
+    added = composed(vectors, ShiftSetting(compose="incremental", layers=(1, 3)))
+    assert list(added) == [1, 3]
+    torch.testing.assert_close(added[1] + added[3], vectors[3])
+
+
+def test_a_single_layer_carries_the_whole_shift(tiny, shifts):
+    added = composed(estimate_shift(shifts), ShiftSetting(compose="single", layers=(2,)))
+    assert list(added) == [2]
+    with pytest.raises(ValueError, match="exactly one layer"):
+        make(tiny, shifts, ShiftSetting(compose="single"))
+
+
+@torch.no_grad()
+def test_the_shift_moves_towards_text(tiny):
+    """Subtracting would move away: the sign of Eq. 6 that the reviewers found inconsistent."""
+    text = last_states(tiny.model, tiny.processor, [text_twin(r) for r in tiny.pictured])
+    blank = [blank_twin(r, tiny.processor) for r in tiny.pictured]
+    before = last_states(tiny.model, tiny.processor, blank)
+    for layer in range(before.shape[1]):
+        setting = ShiftSetting(level="sample", compose="single", layers=(layer,))
+        with Shift(torch.zeros(before.shape[1:]), setting, tiny.processor).applied(tiny.model):
+            after = last_states(tiny.model, tiny.processor, blank)
+        assert (before - text)[:, layer].norm(dim=-1).min() > 1
+        torch.testing.assert_close(after[:, layer], text[:, layer], atol=1e-4, rtol=1e-4)
+
+
+def test_the_shift_of_a_prompt_without_an_image_is_zero(tiny):
+    inputs = encode(tiny.processor, tiny.plain)
+    found = TwinStates(tiny.model, tiny.processor).shifts(
+        inputs["input_ids"], inputs["attention_mask"]
+    )
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+@pytest.mark.parametrize("estimator", ["mean", "rank1"])
+def test_estimators_return_the_common_shift_with_its_sign_and_length(estimator):
+    generator = torch.Generator().manual_seed(3)
+    shift = torch.randn(5, 16, generator=generator)
+    found = estimate_shift(shift + 0.05 * torch.randn(400, 5, 16, generator=generator), estimator)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, shift, atol=0.02, rtol=0.02)
+
+
+def test_half_precision_states_are_averaged_in_float32():
+    shifts = torch.full((3000, 1, 1), 1.0, dtype=torch.bfloat16)
+    shifts[::2] += 0.0078125
+    assert estimate_shift(shifts).item() == pytest.approx(1.00390625, abs=1e-6)
+
+
+def test_no_sample_is_refused():
+    with pytest.raises(ValueError, match="n > 0"):
+        estimate_shift(torch.empty(0, 3, 4))
+
+
+def test_the_same_requests_give_the_same_vectors(tiny, shifts):
+    again = sample_shifts(tiny.model, tiny.processor, tiny.pictured)
+    assert torch.equal(estimate_shift(again), estimate_shift(shifts))
+
+
+def test_the_model_is_restored_also_after_an_error(tiny, shifts):
+    def hooks():
+        modules = [tiny.model, *anatomy_of(tiny.model).blocks]
+        return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules]
+
+    before = hooks()
+    with pytest.raises(RuntimeError, match="on purpose"):
+        with make(tiny, shifts, ShiftSetting(level="sample")).applied(tiny.model):
+            assert hooks() != before
+            raise RuntimeError("on purpose")
+    assert hooks() == before
+
+
+def test_layer_out_of_range_names_the_range_and_the_cure(tiny, shifts):
+    defense = make(tiny, shifts, ShiftSetting(layers=(2, 99)))
+    with pytest.raises(LayerOutOfRange, match=r"\[99\].*0\.\.3.*params\.yaml"):
+        with defense.applied(tiny.model):
+            pass
+
+
+@torch.no_grad()
+def test_calls_that_cannot_be_followed_are_refused(tiny, shifts):
+    defense = make(tiny, shifts, ShiftSetting())
+    inputs = encode(tiny.processor, tiny.pictured[:1])
+    with defense.applied(tiny.model):
+        cache = tiny.model(**inputs, use_cache=True).past_key_values
+        two = torch.tensor([[5, 6]])
+        with pytest.raises(UnsupportedRequest, match=r"2 tokens after \d+ cached"):
+            tiny.model(input_ids=two, past_key_values=cache)
+        with pytest.raises(UnsupportedRequest, match="input_ids"):
+            tiny.model(inputs_embeds=torch.zeros(1, 2, 32))
+
+
+@torch.no_grad()
+def test_output_hidden_states_shows_the_edit(tiny, shifts):
+    inputs = encode(tiny.processor, tiny.pictured[:1])
+    show = {**inputs, "output_hidden_states": True}
+    before = tiny.model(**show).hidden_states[2]
+    defense = make(tiny, shifts, ShiftSetting(compose="single", layers=(1,)))
+    with defense.applied(tiny.model):
+        after = tiny.model(**show).hidden_states[2]
+    torch.testing.assert_close(after[0, -1] - before[0, -1], estimate_shift(shifts)[1])
+    assert torch.equal(after[:, :-1], before[:, :-1])
+
+
+def test_beams_keep_their_own_shift(tiny, shifts):
+    defense = make(tiny, shifts, ShiftSetting(level="sample", compose="incremental"))
+    rows = tiny.pictured[:3]
+    arguments = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False}
+    with defense.applied(tiny.model):
+        together = tiny.model.generate(**encode(tiny.processor, rows), **arguments)
+        alone = [
+            tiny.model.generate(**encode(tiny.processor, [row]), **arguments) for row in rows
+        ]
+    for row, single in zip(together, alone, strict=True):
+        assert torch.equal(row[-4:], single[0, -4:])
