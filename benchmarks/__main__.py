@@ -1,0 +1,55 @@
+"""``python -m benchmarks [--json]``: every ratio, measured now, on this machine."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+
+from benchmarks.measure import Ratio
+
+
+def main() -> None:
+    """Run all benchmarks and print them as a table, or as JSON lines."""
+    import torch
+    from transformers.utils import logging
+
+    from benchmarks import generation, pipeline
+
+    logging.disable_progress_bar()
+    found: list[Ratio] = []
+    for module in (generation, pipeline):
+        for ratio in module.ratios():
+            found.append(ratio)
+            print(f"measured: {ratio.what}", file=sys.stderr)
+    if "--json" in sys.argv[1:]:
+        for ratio in found:
+            print(json.dumps(asdict(ratio)))
+        return
+    print(f"{torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}")
+    _show(found)
+
+
+def _show(found: Iterable[Ratio]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="hauberk: each ratio measured in this run")
+    for column in ("what", "against", "shape", "baseline s", "ours s", "ratio", "aim", ""):
+        table.add_column(column, justify="right" if column.endswith((" s", "ratio")) else "left")
+    for ratio in found:
+        table.add_row(
+            ratio.what,
+            ratio.baseline,
+            ratio.shape,
+            f"{ratio.baseline_seconds:.3f}",
+            f"{ratio.our_seconds:.3f}",
+            f"{ratio.value:.2f}",
+            ratio.aim,
+            "met" if ratio.met else "MISSED",
+        )
+    Console(width=None if sys.stdout.isatty() else 150).print(table)
+
+
+if __name__ == "__main__":
+    main()

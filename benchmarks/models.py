@@ -1,0 +1,58 @@
+"""The models that are timed: the lab's, and a random one with as many image tokens as LLaVA-1.5."""
+
+from pathlib import Path
+from typing import Any
+
+LAB = Path("lab/lab-llava")
+
+
+def lab() -> tuple[Any, Any]:
+    """Load the lab model that ships with the project."""
+    from hauberk.lab.build import load
+
+    return load(LAB)
+
+
+def llava_shape(side: int = 336, patch: int = 14) -> tuple[Any, Any]:
+    """Make a LLaVA with 576 image tokens and random weights; the lab's tokenizer and template.
+
+    Small enough for a CPU (8 blocks of width 256), so that the prefill is timed and not the
+    machine's memory.
+    """
+    import torch
+    from transformers import (
+        AutoProcessor,
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    processor = AutoProcessor.from_pretrained(LAB)
+    processor.patch_size = patch
+    processor.image_processor.size = {"shortest_edge": side}
+    processor.image_processor.crop_size = {"height": side, "width": side}
+    tokenizer = processor.tokenizer
+    width = {"hidden_size": 256, "num_attention_heads": 4}
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        intermediate_size=768,
+        num_hidden_layers=8,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        **width,
+    )
+    eyes = CLIPVisionConfig(
+        image_size=side, patch_size=patch, num_hidden_layers=4, intermediate_size=512, **width
+    )
+    image_token: Any = tokenizer.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=eyes,
+        image_token_index=image_token,
+        image_seq_length=(side // patch) ** 2,
+        vision_feature_layer=-1,
+    )
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(config).eval(), processor
