@@ -149,6 +149,7 @@ def _stages(repo: "Repo") -> dict[str, Stage]:
             tuple(str(out.def_path) for out in stage.outs),
         )
         for stage in graph.nodes
+        if Path(stage.path).parent == Path(repo.root_dir)  # one dvc.yaml is the whole graph
     }
     if not found:
         raise BadPipeline(f"{repo.root_dir} has no stage; write them to dvc.yaml.")
@@ -189,7 +190,8 @@ def _reasons(changes: Collection[Any]) -> list[str]:
 def _unknown(pattern: str, stages: Collection[str]) -> str:
     import difflib
 
-    near = difflib.get_close_matches(pattern, [*stages, *{s.split("@")[0] for s in stages}], n=3)
+    names = dict.fromkeys([*(s.split("@")[0] for s in stages), *stages])
+    near = difflib.get_close_matches(pattern, list(names), n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(stages)}."
     return f"no stage is called {pattern!r}; {hint} `python -m flows plan` lists them."
 

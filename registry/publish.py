@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("hauberk", "torch", "transformers", "safetensors", "numpy", "pillow")
 LOADER = "hauberk.bundle"
 TABLE = "evaluation/table.json"
+# DVC takes every dvc.yaml it finds below the project for its own.
+SOURCES = {"dvc.lock": "dvc.lock", "dvc.yaml": "dvc.yaml.txt", "params.yaml": "params.yaml"}
 
 
 @dataclass(frozen=True)
@@ -221,9 +223,9 @@ def _log_files(store: Store, run_id: str, subject: Subject, stages: lineage.Clos
             root / TABLE, {"columns": list(own[0]), "data": [list(r.values()) for r in own + bare]}
         )
         _write(root / "lineage" / "closure.json", stages)
-        for name in ("dvc.lock", "dvc.yaml", "params.yaml"):
+        for name, kept in SOURCES.items():
             if (store.root / name).is_file():
-                (root / "lineage" / name).write_bytes((store.root / name).read_bytes())
+                (root / "lineage" / kept).write_bytes((store.root / name).read_bytes())
         client.log_artifacts(run_id, str(root))
     shown = json.dumps([{"path": TABLE, "type": "table"}])
     client.set_tag(run_id, "mlflow.loggedArtifacts", shown)  # MLflow's page shows it as a table

@@ -1,0 +1,109 @@
+"""The command line: what it prints, where, and how it ends."""
+
+import json
+import time
+
+import pytest
+
+COMMANDS = "plan run publish promote rollback lineage report deploy doctor".split()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    from typer.testing import CliRunner
+
+    from flows.__main__ import app
+
+    result = CliRunner().invoke(app, [command, "--help"])
+    assert result.exit_code == 0
+    assert f"python -m flows {command}" in " ".join(result.output.split())
+
+
+def test_help_is_quick_and_imports_nothing_heavy(toy):
+    import subprocess
+    import sys
+
+    from flows import __main__
+
+    code = (
+        "import sys, flows.__main__; "
+        "print([m for m in ('torch','mlflow','prefect','dvc','pandas','psutil') if m in sys.modules])"
+    )
+    root = str(__main__.__file__).rsplit("/", 2)[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_run_with_nothing_to_do_says_so_and_starts_no_server(built):
+    start = time.monotonic()
+    done = built.flows("run")
+    took = time.monotonic() - start
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cached: unchanged") == 5
+    assert not (built.root / "logs" / "prefect.log").exists()
+    assert "cmrm.toy: version 1 published" in done.stdout
+    assert "report: reports/index.html" in done.stdout
+    assert "5.0 [4.0, 6.0]" in done.stdout
+    assert took < 60
+
+
+def test_a_run_publishes_once_and_again_finds_it(built):
+    first = json.loads(built.flows("run", "--json").stdout)
+    second = json.loads(built.flows("run", "--json").stdout)
+    assert [p["created"] for p in first["published"] + second["published"]] == [True, False]
+    assert second["states"]["compare"] == "Skipped"
+    assert first["published"][0]["key"] == second["published"][0]["key"]
+
+
+def test_what_the_gate_refuses_is_said_and_the_status_is_1(built):
+    built.set("at_most: 0.2", "at_most: 0.01")
+    built.set("promote: {}", "promote: {toy: cmrm}")
+    done = built.flows("run")
+    assert done.returncode == 1
+    assert "text_image unsafe_rate at most 0.01: measured 0.05 (n = 40)" in done.stderr
+    assert "report: reports/index.html" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_parameters_are_one_message_and_nothing_is_written(toy):
+    toy.set("seed: 0", "seed: high")
+    before = sorted(toy.root.rglob("*"))
+    for command in (["plan"], ["run"], ["run", "--profile", "full"]):
+        done = toy.flows(*command)
+        assert done.returncode == 1
+        assert done.stderr == "error: seed: expected a whole number, found 'high'\n"
+    made = {p.name for p in set(toy.root.rglob("*")) - set(before)}
+    assert made <= {"__pycache__", "params.cpython-311.pyc"}
+
+
+def test_a_profile_is_written_as_one_word_and_said(built):
+    done = built.flows("run", "--profile", "full", "prepare_data")
+    assert "profile: quick -> full (written to params.yaml)" in done.stderr
+    assert "profile: full  # or full\n" in (built.root / "params.yaml").read_text()
+    wrong = built.flows("run", "--profile", "huge")
+    assert wrong.returncode == 1
+    assert "profile 'huge' is not in params.yaml; known are full, quick" in wrong.stderr
+
+
+def test_plan_is_read_by_scripts(built):
+    built.set("alpha: 1", "alpha: 2")
+    planned = json.loads(built.flows("plan", "--json").stdout)
+    assert planned["estimate_shift@toy-cmrm"]["state"] == "stale"
+    assert planned["compare"]["state"] == "follows"
+
+
+def test_a_wrong_option_is_2_and_an_unknown_stage_is_1(built):
+    assert built.flows("run", "--fast").returncode == 2
+    done = built.flows("run", "comapre")
+    assert done.returncode == 1
+    assert "did you mean compare?" in done.stderr
+
+
+def test_outside_a_project_the_message_says_where_to_start(tmp_path, toy, monkeypatch):
+    toy.root = tmp_path / "elsewhere"
+    toy.root.mkdir()
+    done = toy.flows("plan")
+    assert done.returncode == 1
+    assert "start in the root of the project" in done.stderr
