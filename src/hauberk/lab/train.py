@@ -20,6 +20,7 @@ import json
 import math
 import random
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 500, "align": 400, "tower": 1600, "projector": 250, "instruct": 900,
+            "pretrain": 500, "align": 400, "tower": 1600, "projector": 250, "instruct": 700,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
@@ -137,10 +138,11 @@ class Classroom:
 def answer_loss(
     room: Classroom, examples: Sequence[Example], features: Tensor | None, *, whole: bool
 ) -> Tensor:
-    """Cross-entropy on the answers (or the ``whole`` text) of one batch.
+    """Sum the cross-entropy on the answers (or the ``whole`` text) of one batch.
 
     ``features`` are the tower's outputs (pictures, patches, width) for the examples with a
-    picture, in order; the tower is frozen, so they need no gradient.
+    picture, in order; the tower is frozen, so they need no gradient.  Returns the mean over
+    tokens times the number of examples, so that sums of batches can be averaged again.
     """
     batch = room.encode(examples, whole=whole)
     inner = room.model.model
@@ -154,7 +156,7 @@ def answer_loss(
     targets = batch["labels"][:, 1:]
     rows = targets != -100
     logits = room.model.lm_head(states[:, :-1][rows])
-    return nn.functional.cross_entropy(logits, targets[rows])
+    return nn.functional.cross_entropy(logits, targets[rows]) * len(examples)
 
 
 def descend(
@@ -252,10 +254,14 @@ def _teach(
 
     def loss_of(_: int) -> Tensor:
         examples = list(itertools.islice(stream, room.recipe.batch))
-        pictured = [e.scene for e in examples if e.scene is not None]
-        return answer_loss(
-            room, examples, features[pictured].float() if pictured else None, whole=whole
-        )
+        total = torch.zeros(())
+        # Apart, because a picture makes a prompt four times as long.
+        if text := [example for example in examples if example.scene is None]:
+            total = total + answer_loss(room, text, None, whole=whole)
+        if visual := [example for example in examples if example.scene is not None]:
+            seen = features[[example.scene for example in visual]].float()
+            total = total + answer_loss(room, visual, seen, whole=whole)
+        return total / len(examples)
 
     _run(room, stage, parameters, loss_of)
 
@@ -387,7 +393,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = replace(recipe, seed=options.seed)
     room = train(options.name, recipe, options.work or Path(".lab", options.name), options.stages)
     if options.stages[-1] == "instruct":
-        save(room, options.name, options.out or Path("lab", options.name))
+        out = options.out or Path("lab", options.name)
+        save(room, options.name, out)
+        # As a process of its own: the lab knows nothing of how its models are measured.
+        measure = "hauberk.evaluation.lab_card"
+        subprocess.run([sys.executable, "-m", measure, options.name, "--folder", out], check=True)
 
 
 if __name__ == "__main__":
