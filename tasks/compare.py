@@ -79,9 +79,20 @@ def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
     return {
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
         "Versions": {name: importlib.metadata.version(name) for name in packages},
+        "Batched answers that differ from batch size 1": _differing(params),
         "Bundles": {name: card["card_sha256"] for name, card in bundles.items()},
         "Weights": {name: card["binding"]["weights"] for name, card in bundles.items()},
     }
+
+
+def _differing(params: Params) -> dict[str, str]:
+    found = {}
+    for model in params.models:
+        for defense in (UNDEFENDED, *params.defenses):
+            card = read_json(evaluation_folder(model, defense) / "card.json")
+            differing, checked = len(card["differing_alone"]), card["checked_alone"]
+            found[f"{model} / {defense}"] = f"{differing} of {checked} checked"
+    return found
 
 
 if __name__ == "__main__":

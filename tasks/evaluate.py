@@ -37,7 +37,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     from hauberk.data.samples import read_suite
     from hauberk.defenses import load
     from hauberk.evaluation.metrics import metric_rows
-    from hauberk.evaluation.run import evaluate, write_records
+    from hauberk.evaluation.run import differing_alone, evaluate, write_records
 
     model, processor = load_model(params, model_name)
     defense, identity = None, UNDEFENDED
@@ -63,6 +63,9 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
             progress=bar.update,
         )
     rows = metric_rows(records)
+    again = _spread(samples, params.evaluate.checked_alone)
+    limit = params.evaluate.max_new_tokens
+    differing = differing_alone(model, processor, again, records, defense, max_new_tokens=limit)
     folder = evaluation_folder(model_name, defense_name)
     card = {
         "model": model_name,
@@ -71,6 +74,8 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         "bundle": identity,
         "generation": asdict(params.evaluate),
         "responses": len(records),
+        "checked_alone": len(again),
+        "differing_alone": differing,
     }
     with writing(folder, card) as partial:
         write_records(records, partial / "responses.jsonl")
@@ -78,6 +83,11 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         pd.DataFrame(rows).to_parquet(partial / "metrics.parquet", index=False)
     shutil.rmtree(scratch, ignore_errors=True)
     return folder
+
+
+def _spread(samples: list[Any], count: int) -> list[Any]:
+    """Take ``count`` samples at even distances, so that every suite is among them."""
+    return samples[:: max(1, len(samples) // count)][:count]
 
 
 def _data_hash() -> str:

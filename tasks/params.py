@@ -72,6 +72,8 @@ class Generation:
 
     batch_size: Positive
     max_new_tokens: Positive
+    checked_alone: Positive
+    """Answers of a run that are generated again with batch size 1 and compared."""
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,30 @@ def evaluate(
     return [done[sample.sample_id] for sample in samples]
 
 
+def differing_alone(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    samples: Sequence[Sample],
+    records: Sequence[Record],
+    defense: SupportsDefense | None,
+    *,
+    max_new_tokens: int,
+) -> list[str]:
+    """Answer samples again, one by one; return the ids whose batched answer was another.
+
+    Batching is only an economy if it changes no answer, so every evaluation checks some.
+    """
+    batched = {record.sample_id: record.response for record in records}
+    differing = []
+    for sample in samples:
+        (alone,) = respond(
+            model, processor, [sample.request], defense, max_new_tokens=max_new_tokens, batch_size=1
+        )
+        if alone.text != batched[sample.sample_id]:
+            differing.append(sample.sample_id)
+    return differing
+
+
 def read_records(path: Path) -> list[Record]:
     """Read a responses.jsonl; a last line that was cut short is left out."""
     if not path.exists():
