@@ -243,8 +243,6 @@ def test_beams_keep_their_own_shift(tiny, shifts):
     arguments = {"max_new_tokens": 4, "num_beams": 3, "do_sample": False}
     with defense.applied(tiny.model):
         together = tiny.model.generate(**encode(tiny.processor, rows), **arguments)
-        alone = [
-            tiny.model.generate(**encode(tiny.processor, [row]), **arguments) for row in rows
-        ]
+        alone = [tiny.model.generate(**encode(tiny.processor, [row]), **arguments) for row in rows]
     for row, single in zip(together, alone, strict=True):
         assert torch.equal(row[-4:], single[0, -4:])
