@@ -49,7 +49,8 @@ def proportion(positive: ArrayLike) -> Estimate:
         raise ValueError("a proportion of no samples is undefined; check the suite's size.")
     count, n = int(flags.sum()), int(flags.size)
     low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
-    return Estimate(count / n, n, float(low), float(high))
+    value = count / n  # at 0 and n the ends are off by a rounding error
+    return Estimate(value, n, min(value, float(low)), max(value, float(high)))
 
 
 def mean(values: ArrayLike) -> Estimate:
