@@ -139,6 +139,8 @@ def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeatu
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns of the direct way, which cannot keep it
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

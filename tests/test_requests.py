@@ -1,0 +1,258 @@
+"""Requests: what the processor is given, the twins of a prompt, and answers that do not depend
+on who else is in the batch."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hauberk.requests import (
+    BLANK_KINDS,
+    Request,
+    blank_image,
+    blank_twin,
+    encode,
+    mean_color,
+    prompt_of,
+    respond,
+    text_twin,
+)
+
+sizes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+
+
+def ask(tiny, requests, **options):
+    return respond(tiny.model, tiny.processor, requests, max_new_tokens=6, **options)
+
+
+def texts(responses):
+    return [(response.text, response.tokens) for response in responses]
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny):
+    """Requests with and without a picture in turn, of all lengths."""
+    return [r for pair in zip(tiny.pictured, tiny.plain, strict=False) for r in pair]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny, mixed):
+    return [ask(tiny, [request])[0] for request in mixed]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_an_answer_does_not_depend_on_its_batch(tiny, mixed, alone, batch_size):
+    together = ask(tiny, mixed, batch_size=batch_size)
+    assert texts(together) == texts(alone)
+    assert len(set(texts(alone))) > 4  # or the test could not fail
+
+
+@torch.no_grad()
+def test_pictures_and_texts_of_one_batch_do_not_touch_each_other(tiny, mixed):
+    batch = tiny.model(**encode(tiny.processor, mixed)).logits[:, -1]
+    for request, row in zip(mixed, batch, strict=True):
+        single = tiny.model(**encode(tiny.processor, [request])).logits[0, -1]
+        torch.testing.assert_close(row, single, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_come_in_the_order_of_the_requests(tiny, mixed, alone):
+    backwards = ask(tiny, mixed[::-1], batch_size=3)
+    assert texts(backwards)[::-1] == texts(alone)
+
+
+def test_each_finished_batch_is_reported_once_with_its_indices(tiny, mixed):
+    told = {}
+
+    def keep(indices, responses):
+        assert len(indices) == len(responses) <= 5
+        assert not told.keys() & set(indices)
+        told.update(zip(indices, responses, strict=True))
+
+    answers = ask(tiny, mixed, batch_size=5, on_batch=keep)
+    assert [told[index] for index in range(len(mixed))] == answers
+
+
+def test_a_report_that_fails_stops_the_run_and_leaves_the_model_clean(tiny, mixed):
+    calls = []
+
+    def full(indices, _):
+        calls.append(indices)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        ask(tiny, mixed, batch_size=5, on_batch=full)
+    assert len(calls) == 1
+
+
+def test_no_request_gets_no_answer(tiny):
+    assert ask(tiny, []) == []
+
+
+@pytest.mark.parametrize("limit", [1, 3, 9])
+def test_an_answer_ends_at_the_limit(tiny, limit):
+    answers = respond(tiny.model, tiny.processor, tiny.pictured, max_new_tokens=limit)
+    assert max(answer.tokens for answer in answers) == limit
+    assert all(answer.seconds > 0 for answer in answers)
+
+
+def test_a_longer_limit_only_continues_an_answer(tiny, mixed, alone):
+    longer = respond(tiny.model, tiny.processor, mixed, max_new_tokens=9)
+    for short, long in zip(alone, longer, strict=True):
+        assert long.text.startswith(short.text)
+
+
+@given(size=sizes, kind=st.sampled_from(BLANK_KINDS), seed=st.integers(0, 2**31))
+def test_a_blank_image_has_the_size_asked_for_and_is_the_same_for_the_same_seed(size, kind, seed):
+    image = blank_image(size, kind, seed=seed)
+    assert (image.size, image.mode) == (size, "RGB")
+    assert image.tobytes() == blank_image(size, kind, seed=seed).tobytes()
+
+
+def test_plain_blanks_show_one_colour_and_noise_follows_its_seed():
+    made = {kind: np.asarray(blank_image((64, 48), kind)).astype(float) for kind in BLANK_KINDS}
+    assert (made["white"] == 255).all()
+    assert (made["black"] == 0).all()
+    assert (made["mean"] == 128).all()
+    assert made["uniform"].mean() == pytest.approx(127.5, abs=2)
+    assert made["uniform"].std() == pytest.approx(256 / 12**0.5, abs=2)
+    assert made["gaussian"].mean() == pytest.approx(127.5, abs=2)
+    assert 56 < made["gaussian"].std() < 64  # clipped at 0 and 255
+    for kind in ("uniform", "gaussian"):
+        other = blank_image((64, 48), kind, seed=1)
+        assert other.tobytes() != blank_image((64, 48), kind, seed=2).tobytes()
+
+
+def test_an_unknown_blank_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="'grey' is not one of white, black, mean"):
+        blank_image((4, 4), "grey")
+
+
+def test_the_mean_colour_is_what_the_processor_maps_to_zero(tiny):
+    blank = blank_image((96, 96), "mean", mean=mean_color(tiny.processor))
+    pixels = tiny.processor.image_processor([blank], return_tensors="pt")["pixel_values"]
+    assert pixels.abs().max() < 0.01  # half a step of 1/255 over the deviation
+    white = tiny.processor.image_processor([blank_image((96, 96))], return_tensors="pt")
+    assert white["pixel_values"].min() > 1
+
+
+def test_a_blank_twin_keeps_question_system_number_and_sizes(tiny):
+    images = (Image.new("RGB", (96, 96), "red"), Image.new("RGB", (50, 70), "blue"))
+    request = Request("what is this ?", images, system="be kind .")
+    twin = blank_twin(request, tiny.processor, "black")
+    assert (twin.text, twin.system) == (request.text, request.system)
+    assert [image.size for image in twin.images] == [(96, 96), (50, 70)]
+    assert all(image.getextrema() == ((0, 0),) * 3 for image in twin.images)
+
+
+def test_a_text_twin_is_the_prompt_of_a_request_that_never_had_a_picture(tiny):
+    for request in tiny.pictured:
+        twin = text_twin(request)
+        assert prompt_of(tiny.processor, twin) == prompt_of(tiny.processor, Request(request.text))
+        assert tiny.processor.image_token not in prompt_of(tiny.processor, twin)
+        inputs = encode(tiny.processor, [twin])
+        assert "pixel_values" not in inputs
+        assert tiny.model.config.image_token_id not in inputs["input_ids"]
+
+
+def test_the_twin_of_a_plain_request_is_the_request(tiny):
+    for request in tiny.plain:
+        assert text_twin(request) == request
+        assert blank_twin(request, tiny.processor) == request
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
+def test_every_picture_of_a_request_is_shown_before_the_text(tiny, number):
+    colors = ("red", "green", "blue")[:number]
+    images = [Image.new("RGB", (96, 96), color) for color in colors]
+    prompt = prompt_of(tiny.processor, Request("what is this ?", images))
+    placeholder = "<image>\n"
+    assert prompt == f"<s>USER: {number * placeholder}what is this ? ASSISTANT:"
+    ids = encode(tiny.processor, [Request("what is this ?", images)])["input_ids"]
+    assert (ids == tiny.model.config.image_token_id).sum() == 16 * number
+
+
+@torch.no_grad()
+def test_each_request_of_a_batch_gets_its_own_pictures(tiny):
+    red, green, blue = (Image.new("RGB", (96, 96), color) for color in ("red", "green", "blue"))
+    requests = [
+        Request("what is this ?", (red, green)),
+        Request("what is this ?"),
+        Request("what is this ?", (blue,)),
+    ]
+    batch = tiny.model(**encode(tiny.processor, requests)).logits[:, -1]
+    for request, row in zip(requests, batch, strict=True):
+        single = tiny.model(**encode(tiny.processor, [request])).logits[0, -1]
+        torch.testing.assert_close(row, single, atol=1e-4, rtol=1e-4)
+    swapped = tiny.model(**encode(tiny.processor, [Request("what is this ?", (green, red))]))
+    assert not torch.allclose(swapped.logits[0, -1], batch[0], atol=1e-2)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "P", "1", "CMYK", "P with transparency"])
+def test_a_picture_of_any_mode_is_read_as_its_colours(tiny, mode):
+    scene = tiny.pictured[0].images[0]
+    if mode == "P with transparency":
+        image = scene.convert("P")
+        image.info["transparency"] = bytes(range(256))
+    else:
+        image = scene.convert(mode)
+    plain = image.convert("RGBA").convert("RGB") if "P" in mode else image.convert("RGB")
+    shown = encode(tiny.processor, [Request("what is this ?", (image,))])
+    expected = encode(tiny.processor, [Request("what is this ?", (plain,))])
+    assert torch.equal(shown["pixel_values"], expected["pixel_values"])
+
+
+def test_the_beginning_of_text_stands_once(tiny):
+    inputs = encode(tiny.processor, [tiny.pictured[0], tiny.plain[0]])
+    assert ((inputs["input_ids"] == tiny.processor.tokenizer.bos_token_id).sum(1) == 1).all()
+    assert (inputs["attention_mask"][:, -1] == 1).all()  # padded on the left
+
+
+def test_a_request_cannot_be_changed_by_who_made_it():
+    images = [Image.new("RGB", (8, 8))]
+    request = Request("what is this ?", images)
+    images.clear()
+    assert len(request.images) == 1
+
+
+class Shout:
+    """A defense that rewrites requests and counts who is inside."""
+
+    def __init__(self):
+        self.inside, self.entered, self.seen = 0, 0, []
+
+    def rewrite(self, request):
+        self.seen.append(hashlib.sha256(request.text.encode()).hexdigest())
+        return Request("tell me what this is .", request.images)
+
+    def applied(self, model):
+        from contextlib import contextmanager
+
+        @contextmanager
+        def change():
+            self.inside, self.entered = self.inside + 1, self.entered + 1
+            try:
+                yield
+            finally:
+                self.inside -= 1
+
+        return change()
+
+
+def test_a_defense_rewrites_every_request_once_and_is_entered_once(tiny, mixed):
+    defense = Shout()
+    open_blocks = []
+    answers = ask(
+        tiny,
+        mixed,
+        defense=defense,
+        batch_size=4,
+        on_batch=lambda *_: open_blocks.append(defense.inside),
+    )
+    rewritten = [Request("tell me what this is .", request.images) for request in mixed]
+    assert texts(answers) == texts(ask(tiny, rewritten))
+    assert len(defense.seen) == len(mixed)
+    assert (defense.entered, defense.inside, set(open_blocks)) == (1, 0, {1})
