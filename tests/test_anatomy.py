@@ -1,0 +1,94 @@
+"""Finding the parts of a model: never the wrong one, never a guess."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hauberk import anatomy
+from hauberk.anatomy import FAMILIES, Family, anatomy_of
+from hauberk.errors import HauberkError, LayerOutOfRange, UnknownFamily
+
+
+def test_the_blocks_are_the_decoder_s_and_not_those_of_the_vision_tower(tiny):
+    found = anatomy_of(tiny.model)
+    assert len(found.blocks) == tiny.model.config.text_config.num_hidden_layers == 4
+    assert tiny.model.config.vision_config.num_hidden_layers == 5
+    inside = {id(module) for module in found.vision_tower.modules()}
+    assert not inside & {id(block) for block in found.blocks}
+
+
+@torch.no_grad()
+def test_the_decoder_runs_its_blocks_in_order_on_states_of_the_hidden_size(tiny):
+    found = anatomy_of(tiny.model)
+    ran = []
+    hooks = [
+        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, block in enumerate(found.blocks)
+    ]
+    found.decoder(inputs_embeds=torch.zeros(1, 3, found.hidden_size))
+    for hook in hooks:
+        hook.remove()
+    assert ran == [0, 1, 2, 3]
+
+
+@torch.no_grad()
+def test_tower_and_projector_are_the_ones_that_pixels_go_through(tiny):
+    found = anatomy_of(tiny.model)
+    side = tiny.model.config.vision_config.image_size
+    patches = found.vision_tower(torch.zeros(1, 3, side, side)).last_hidden_state[:, 1:]
+    assert found.projector(patches).shape == (1, 16, found.hidden_size)
+    features = tiny.model.get_image_features(pixel_values=torch.zeros(1, 3, side, side))
+    expected = torch.cat(list(features.pooler_output)).reshape(1, 16, -1)
+    torch.testing.assert_close(found.projector(patches), expected)
+
+
+def test_the_image_token_is_the_one_that_the_processor_writes(tiny):
+    token = tiny.processor.tokenizer.convert_tokens_to_ids(tiny.processor.image_token)
+    assert anatomy_of(tiny.model).image_token_id == token
+
+
+@pytest.mark.parametrize("layers", [(), (0,), (3,), (0, 1, 2, 3)])
+def test_every_block_of_the_model_may_be_named(tiny, layers):
+    anatomy_of(tiny.model).check_layers(layers)
+
+
+@pytest.mark.parametrize("layers", [(4,), (-1,), (0, 7, 99)])
+def test_a_layer_out_of_range_names_itself_the_range_and_the_cure(tiny, layers):
+    outside = [layer for layer in layers if not 0 <= layer <= 3]
+    with pytest.raises(LayerOutOfRange) as caught:
+        anatomy_of(tiny.model).check_layers(layers)
+    message = str(caught.value)
+    assert str(outside) in message
+    assert "0..3" in message
+    assert "params.yaml" in message
+    assert isinstance(caught.value, HauberkError)
+
+
+def test_a_model_without_a_row_in_the_table_is_refused_by_name():
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+    )
+    with pytest.raises(UnknownFamily, match=r"'llama' \(LlamaForCausalLM\).*\['llava'\].*FAMILIES"):
+        anatomy_of(LlamaForCausalLM(config))
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        (
+            Family("model.eyes", "model.multi_modal_projector", "fixed"),
+            "vision tower.*`model.eyes`",
+        ),
+        (Family("model.vision_tower", "model.bridge", "fixed"), "projector.*`model.bridge`"),
+    ],
+)
+def test_a_part_that_is_not_where_its_row_says_is_named(tiny, monkeypatch, row, says):
+    monkeypatch.setitem(FAMILIES, "llava", row)
+    with pytest.raises(UnknownFamily, match=says):
+        anatomy_of(tiny.model)
+
+
+def test_every_family_of_the_table_is_a_model_type_of_transformers():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    assert set(anatomy.FAMILIES) <= set(CONFIG_MAPPING_NAMES)

@@ -1,0 +1,106 @@
+"""Reading and changing block outputs: exactly there, in this order, and no longer than asked."""
+
+import pytest
+import torch
+from torch import nn
+
+from hauberk.anatomy import anatomy_of
+from hauberk.hooks import editing, recording
+from hauberk.requests import encode
+
+
+class Pair(nn.Module):
+    """A block of the old kind: it returns a tuple that starts with the states."""
+
+    def forward(self, states):
+        return states + 1, "weights of attention"
+
+
+class Plain(nn.Module):
+    """A block of the new kind: it returns the states."""
+
+    def forward(self, states):
+        return states + 1
+
+
+def run(blocks, states):
+    for block in blocks:
+        states = block(states)
+        states = states[0] if isinstance(states, tuple) else states
+    return states
+
+
+def hooks_of(blocks):
+    return [len(b._forward_hooks) + len(b._forward_pre_hooks) for b in blocks]
+
+
+@pytest.mark.parametrize("kind", [Plain, Pair])
+def test_the_next_block_sees_the_edit(kind):
+    blocks = [kind(), kind(), kind()]
+    with editing(blocks, {1: lambda states: states * 10}):
+        assert run(blocks, torch.zeros(1)).item() == (1 + 1) * 10 + 1
+    assert run(blocks, torch.zeros(1)).item() == 3
+
+
+def test_the_rest_of_a_tuple_is_passed_on():
+    block = Pair()
+    with editing([block], {0: lambda states: states * 2}):
+        states, rest = block(torch.ones(1))
+    assert (states.item(), rest) == (4, "weights of attention")
+
+
+@pytest.mark.parametrize("kind", [Plain, Pair])
+def test_a_recording_shows_what_the_next_block_sees_whichever_comes_first(kind):
+    blocks = [kind(), kind()]
+    edit = {0: lambda states: states - 5}
+    with recording(blocks, torch.clone) as outer, editing(blocks, edit):
+        with recording(blocks, torch.clone) as inner:
+            run(blocks, torch.zeros(1))
+    assert [[kept.item() for kept in block] for block in outer] == [[-4], [-3]]
+    assert inner == outer
+
+
+def test_each_pass_is_recorded_and_only_what_was_asked_to_keep():
+    blocks = [Plain(), Plain()]
+    with recording(blocks, lambda states: states[:, -1].clone()) as seen:
+        for length in (2, 5, 1):
+            run(blocks, torch.arange(length, dtype=torch.float).unsqueeze(0))
+    run(blocks, torch.zeros(1, 1))  # no longer
+    assert [[kept.item() for kept in block] for block in seen] == [[2, 5, 1], [3, 6, 2]]
+
+
+def test_edits_of_nested_blocks_all_act_the_inner_one_first():
+    blocks = [Plain()]
+    with editing(blocks, {0: lambda states: states * 2}):
+        with editing(blocks, {0: lambda states: states + 10}):
+            assert run(blocks, torch.zeros(1)).item() == (1 + 10) * 2
+        assert run(blocks, torch.zeros(1)).item() == 2
+
+
+@pytest.mark.parametrize("where", ["body", "edit", "index"])
+def test_nothing_stays_behind_after_an_error(where):
+    blocks = [Plain(), Plain()]
+
+    def fail(_):
+        raise RuntimeError("on purpose")
+
+    edits = {0: fail if where == "edit" else torch.neg, (9 if where == "index" else 1): torch.neg}
+    with pytest.raises((RuntimeError, IndexError)):
+        with editing(blocks, edits), recording(blocks, torch.clone):
+            run(blocks, torch.zeros(1))
+            raise RuntimeError("on purpose")
+    assert hooks_of(blocks) == [0, 0]
+    assert run(blocks, torch.zeros(1)).item() == 2
+
+
+@torch.no_grad()
+def test_a_recording_of_a_model_equals_its_hidden_states_but_for_the_final_norm(tiny):
+    inputs = encode(tiny.processor, tiny.plain[:2])
+    blocks = anatomy_of(tiny.model).blocks
+    with recording(blocks, torch.clone) as seen:
+        shown = tiny.model(**inputs, output_hidden_states=True).hidden_states
+    for index in range(len(blocks) - 1):
+        assert torch.equal(seen[index][0], shown[index + 1])
+    assert not torch.allclose(seen[-1][0], shown[-1])
+    norm = anatomy_of(tiny.model).decoder.norm
+    torch.testing.assert_close(norm(seen[-1][0]), shown[-1])
