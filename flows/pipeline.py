@@ -57,7 +57,10 @@ def pipeline(
         set_profile(root / "params.yaml", profile)
     with showing() as listen, driving(root, jobs=jobs, listen=listen) as driver:
         names = driver.graph.select(stages or [])
-        return _body(driver, names, publish=not stages).states
+        record = _body(driver, names, publish=not stages)
+    if record.refused:
+        raise RunFailed("\n".join(why for _, why in record.refused))
+    return record.states
 
 
 def run_with_prefect(
@@ -113,8 +116,17 @@ def _body(
         future.result()  # a state that none of the above has seen must not pass for success
     if not publish:
         return Record(states=states)
-    recorded = task(record_all, name="publish and promote", **_PLAIN)(driver.graph)
-    return recorded.with_states(states)
+    return _record_task(driver)().with_states(states)
+
+
+def _record_task(driver: Driver) -> Any:
+    @task(name="publish and promote", **_PLAIN)
+    def record() -> "State[Record]":
+        made = record_all(driver.graph)
+        says = "; ".join(why for _, why in made.refused)
+        return Completed(name="Refused" if made.refused else "Recorded", message=says, data=made)
+
+    return record
 
 
 _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}

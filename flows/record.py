@@ -120,14 +120,17 @@ def smoke_load(root: Path) -> Callable[[str], Mapping[str, Any]]:
     """Give the check that a version answers: loaded as a downstream service does, elsewhere."""
 
     def check(uri: str) -> Mapping[str, Any]:
+        # models:/DEFENSE.MODEL/VERSION; a defense's name holds no dot, a model's may
         model = uri.removeprefix("models:/").rpartition("/")[0].partition(".")[2]
         settings = read(root).get("models", {}).get(model)
         if settings is None:
             raise SmokeFailed(f"{uri}: params.yaml has no model {model!r} to load it on.")
+        asked = [uri, settings["path"], settings.get("revision") or "main"]
+        asked = [*map(str, asked), str(settings.get("dtype") or "auto")]
         here = str(Path(__file__).parents[1])
         paths = [str(root), here, *filter(None, [os.environ.get("PYTHONPATH")])]
         done = subprocess.run(
-            [sys.executable, "-m", "flows.smoke", uri, str(settings["path"])],
+            [sys.executable, "-m", "flows.smoke", *asked],
             cwd=root,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
@@ -135,11 +138,17 @@ def smoke_load(root: Path) -> Callable[[str], Mapping[str, Any]]:
             timeout=SMOKE_PATIENCE,
         )
         if done.returncode != 0:
-            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            said = _said(done.stderr)
             raise SmokeFailed(
                 f"{uri} cannot be loaded and asked in a clean process: {said}\n"
-                f"Try it: python -m flows.smoke {uri} {settings['path']}"
+                f"Try it: python -m flows.smoke {' '.join(asked)}"
             )
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
     return check
+
+
+def _said(text: str) -> str:
+    """Give a whole message of ours, or the last line of a traceback."""
+    _, ours, message = f"\n{text.strip()}".rpartition("\nerror: ")
+    return message if ours else message.rpartition("\n")[2] or "it said nothing"

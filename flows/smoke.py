@@ -7,36 +7,41 @@ that nothing which is loaded here already helps; it prints one line of JSON.
 import json
 import sys
 import time
+import warnings
 from typing import Any
 
 QUESTION = "What is in the picture?"
 SIDE = 96
+TOKENS = 16
 SHOWN = 200
 
 
-def smoke(uri: str, model_path: str) -> dict[str, Any]:
+def smoke(uri: str, model_path: str, revision: str = "main", dtype: str = "auto") -> dict[str, Any]:
     """Download a version, load it, and answer one request with it and without.
 
     Parameters
     ----------
     uri : str
         ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
-    model_path : str
-        What `from_pretrained` loads.
+    model_path, revision, dtype : str
+        What `from_pretrained` loads; from this machine only.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    import hauberk
     from registry.store import import_quietly
 
     start = time.monotonic()
     folder = import_quietly("mlflow.artifacts").download_artifacts(uri)
-    model = AutoModelForImageTextToText.from_pretrained(model_path, local_files_only=True).eval()
-    processor = AutoProcessor.from_pretrained(model_path, local_files_only=True)
-    defense = hauberk.load(folder, model, processor)
+
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import hauberk
+
+    here: dict[str, Any] = {"revision": revision, "local_files_only": True}
+    model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=dtype, **here)
+    processor = AutoProcessor.from_pretrained(model_path, **here)
+    defense = hauberk.load(folder, model.eval(), processor)
     asked = [hauberk.Request(text=QUESTION, images=[_picture()])]
-    plain = hauberk.respond(model, processor, asked)
-    defended = hauberk.respond(model, processor, asked, defense=defense)
+    plain = hauberk.respond(model, processor, asked, max_new_tokens=TOKENS)
+    defended = hauberk.respond(model, processor, asked, defense, max_new_tokens=TOKENS)
     if len(plain) != 1 or len(defended) != 1:
         raise RuntimeError(f"asked one request, got {len(plain)} and {len(defended)} answers")
     return {
@@ -60,5 +65,17 @@ def _shown(answer: object) -> str:
     return str(getattr(answer, "text", answer))[:SHOWN]
 
 
+def main() -> None:
+    """Print what was seen; what a user can cure is one message and status 1."""
+    from hauberk.errors import HauberkError
+
+    warnings.simplefilter("ignore")  # standard error is for what went wrong
+    try:
+        print(json.dumps(smoke(*sys.argv[1:5])))
+    except HauberkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
 if __name__ == "__main__":
-    print(json.dumps(smoke(*sys.argv[1:3])))
+    main()
