@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -52,3 +53,12 @@ def tiny() -> Tiny:
     ]
     plain = [Request(example.question) for example in text[:6]]
     return Tiny(model.eval(), processor, pictured, plain)
+
+
+@pytest.fixture(scope="session")
+def lab_folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as ``save_pretrained`` writes it, for whoever loads from disk."""
+    folder = tmp_path_factory.mktemp("lab") / "lab-llava"
+    tiny.model.save_pretrained(folder)
+    tiny.processor.save_pretrained(folder)
+    return folder

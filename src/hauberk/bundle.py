@@ -6,7 +6,9 @@ every hash, that nothing else lies in the folder, and the binding; only then is 
 Bundles are data: nothing is unpickled, nothing is executed, and no path leaves the folder.
 """
 
+import base64
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.errors import BadBundle, TamperedBundle, WrongModel
@@ -96,7 +99,11 @@ def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) 
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    write_files(partial)
+    try:
+        write_files(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
     content = {**asdict(card), "files": files, "hauberk": __version__}
     content["card_sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
@@ -142,8 +149,8 @@ def read_card(folder: Path) -> tuple[Path, Card]:
         raise TamperedBundle(
             f"{home}: expected only {sorted(content['files'])} and {CARD}, found also {added}."
         )
-    fields = {key: content[key] for key in Card.__dataclass_fields__ if key != "binding"}
-    return home, Card(binding=Binding(**content["binding"]), **fields)
+    fields = {key: content[key] for key in Card.__dataclass_fields__}
+    return home, Card(**fields | {"binding": Binding(**content["binding"])})
 
 
 def check_binding(card: Card, model: PreTrainedModel, processor: ProcessorMixin) -> None:
@@ -186,7 +193,7 @@ def _verified_card(home: Path, raw: bytes) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(raw)
         recorded = content.pop("card_sha256")
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         raise TamperedBundle(f"{home / CARD}: expected a card with its hash, found none.") from None
     found = hashlib.sha256(_canonical(content)).hexdigest()
     if found != recorded or _canonical({**content, "card_sha256": recorded}) != raw:
@@ -194,11 +201,16 @@ def _verified_card(home: Path, raw: bytes) -> dict[str, Any]:
             f"{home / CARD}: sha256 expected {recorded}, found {found} (or other spacing); "
             "download the bundle again."
         )
-    if content["schema"] > SCHEMA:
+    if content.get("schema", 0) > SCHEMA:
         raise BadBundle(
             f"{home}: the card has schema {content['schema']}, this hauberk reads up to {SCHEMA}; "
             f"install hauberk {content['hauberk']} or newer."
         )
+    binding = content.get("binding", {})
+    missing = [key for key in Card.__dataclass_fields__ if key not in content]
+    missing += [f"binding.{key}" for key in Binding.__dataclass_fields__ if key not in binding]
+    if missing:
+        raise BadBundle(f"{home / CARD}: {missing} are missing; build the bundle again.")
     return content
 
 
@@ -243,11 +255,7 @@ class PyfuncDefense:
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
         """Answer rows with columns ``prompt`` and, optionally, ``image`` (base64)."""
-        import base64
         import importlib
-        import io
-
-        from PIL import Image
 
         requests = importlib.import_module("hauberk.requests")
         known = {"model_path", "max_new_tokens"}
@@ -255,13 +263,12 @@ class PyfuncDefense:
         if unknown := sorted(set(params) - known):
             raise ValueError(f"unknown params {unknown}; known are {sorted(known)}.")
         model, processor, defense = self._load(params.get("model_path"))
-        asked = []
-        for row in model_input.to_dict("records"):
-            encoded = row.get("image")
-            images = []
-            if isinstance(encoded, str) and encoded:
-                images = [Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))]
-            asked.append(requests.Request(text=row["prompt"], images=images))
+        if "prompt" not in model_input:
+            raise ValueError(f"column 'prompt' is missing; found {list(model_input)}.")
+        asked = [
+            requests.Request(text=row["prompt"], images=_decoded(index, row.get("image")))
+            for index, row in enumerate(model_input.to_dict("records"))
+        ]
         limit = int(params.get("max_new_tokens", 64))
         answers = requests.respond(model, processor, asked, defense, max_new_tokens=limit)
         return [answer.text for answer in answers]
@@ -281,3 +288,15 @@ class PyfuncDefense:
             )
             self._loaded = model, processor, defense
         return self._loaded
+
+
+def _decoded(row: int, image: Any) -> list[Any]:
+    """Read the picture of a row: base64 text, or None, NaN or "" where there is none."""
+    if not isinstance(image, str) or not image:
+        return []
+    try:
+        picture = Image.open(io.BytesIO(base64.b64decode(image, validate=True)))
+        picture.load()  # here, where the row is known
+    except (ValueError, OSError) as error:
+        raise ValueError(f"row {row}: image is no picture in base64: {error}.") from None
+    return [picture]

@@ -1,0 +1,501 @@
+"""Bundles: complete or absent, every byte checked, bound to one model, data and never code."""
+
+import base64
+import copy
+import hashlib
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import hauberk
+from hauberk.bundle import (
+    CARD,
+    SCHEMA,
+    Card,
+    _canonical,
+    _load_pyfunc,
+    binding_of,
+    file_hash,
+    fingerprint,
+    read_card,
+    write_bundle,
+)
+from hauberk.defenses import Shift
+from hauberk.defenses.shift import ShiftSetting, estimate_shift, sample_shifts
+from hauberk.errors import BadBundle, TamperedBundle, WrongModel
+from hauberk.lab import build
+from hauberk.requests import respond
+
+
+@pytest.fixture(scope="module")
+def defense(tiny):
+    vectors = estimate_shift(sample_shifts(tiny.model, tiny.processor, tiny.pictured))
+    setting = ShiftSetting(compose="incremental", layers=(0, 2, 3), alpha=1.5)
+    return Shift(vectors, setting, tiny.processor)
+
+
+@pytest.fixture(scope="module")
+def made(tiny, defense, lab_folder, tmp_path_factory):
+    """A bundle of the model as it was loaded from disk."""
+    model, processor = build.load(lab_folder)
+    return defense.save(
+        tmp_path_factory.mktemp("made") / "bundle",
+        binding_of(model, processor),
+        data=[{"id": "anchor/text_image", "sha256": "ab" * 32}],
+        measurements={"calibration_unsafe_rate": 0.25},
+        extra_files={"sweep.json": "{}\n"},
+    )
+
+
+@pytest.fixture
+def bundle(made, tmp_path):
+    """A copy to do damage to."""
+    return Path(shutil.copytree(made, tmp_path / "bundle"))
+
+
+def sign(folder, **changes):
+    """Write a card whose own hash is right: what an attacker can do as well."""
+    content = json.loads((folder / CARD).read_text()) | changes
+    del content["card_sha256"]
+    content["card_sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
+    (folder / CARD).write_bytes(_canonical(content))
+
+
+def test_a_bundle_gives_back_bit_equal_vectors_the_setting_and_the_same_answers(
+    tiny, defense, made
+):
+    loaded = hauberk.load(made, tiny.model, tiny.processor)
+    assert torch.equal(loaded.vectors, defense.vectors)
+    assert loaded.vectors.dtype == torch.float32
+    assert loaded.setting == defense.setting
+    requests = tiny.pictured[:4] + tiny.plain[:2]
+    answers = [
+        [a.text for a in respond(tiny.model, tiny.processor, requests, d, max_new_tokens=5)]
+        for d in (defense, loaded, None)
+    ]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_the_card_tells_what_the_bundle_is(made):
+    home, card = read_card(made)
+    assert (home, card.method, card.schema) == (made, "cmrm", SCHEMA)
+    assert card.hauberk == hauberk.__version__
+    assert card.parameters["alpha"] == 1.5
+    assert card.data == [{"id": "anchor/text_image", "sha256": "ab" * 32}]
+    assert card.measurements == {"calibration_unsafe_rate": 0.25}
+    assert card.files == {
+        name: file_hash(made / name) for name in ("shift.safetensors", "sweep.json")
+    }
+
+
+def test_the_same_defense_is_saved_as_the_same_bytes(tiny, defense, made, tmp_path):
+    binding = read_card(made)[1].binding
+    folders = [defense.save(tmp_path / name, binding, data=[]) for name in ("one", "two")]
+    contents = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in folders]
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("name", [CARD, "shift.safetensors", "sweep.json"])
+def test_a_flipped_bit_at_any_position_of_any_file_is_found(bundle, name):
+    raw = (bundle / name).read_bytes()
+    missed = []
+    for position in range(len(raw)):
+        flipped = bytearray(raw)
+        flipped[position] ^= 1 << position % 8
+        (bundle / name).write_bytes(flipped)
+        try:
+            read_card(bundle)
+        except TamperedBundle as error:
+            if all(word in str(error) for word in (name, "expected", "found")):
+                continue
+        missed.append(position)
+    assert missed == []
+    (bundle / name).write_bytes(raw)
+    read_card(bundle)
+
+
+@given(data=st.data())
+def test_a_card_cut_off_anywhere_or_with_bytes_put_in_is_found(made, tmp_path_factory, data):
+    folder = Path(shutil.copytree(made, tmp_path_factory.mktemp("cut") / "bundle"))
+    raw = (made / CARD).read_bytes()
+    at = data.draw(st.integers(0, len(raw) - 1))
+    added = data.draw(st.binary(max_size=3))
+    (folder / CARD).write_bytes(raw[:at] + added)
+    with pytest.raises(TamperedBundle):
+        read_card(folder)
+    (folder / CARD).write_bytes(raw[:at] + b" " + added + raw[at:])
+    with pytest.raises(TamperedBundle):
+        read_card(folder)
+
+
+@pytest.mark.parametrize("content", [b"[1]", b"null", b"3", b'"card"', b"{}", b"", b"\xff\xfe"])
+def test_a_card_that_is_no_card_is_found(bundle, content):
+    (bundle / CARD).write_bytes(content)
+    with pytest.raises(TamperedBundle, match="expected a card with its hash, found none"):
+        read_card(bundle)
+
+
+def test_loading_names_both_hashes_of_a_changed_file(tiny, bundle):
+    expected = file_hash(bundle / "shift.safetensors")
+    raw = bytearray((bundle / "shift.safetensors").read_bytes())
+    raw[-1] ^= 1
+    (bundle / "shift.safetensors").write_bytes(raw)
+    found = file_hash(bundle / "shift.safetensors")
+    with pytest.raises(TamperedBundle, match=f"expected {expected}, found {found}"):
+        hauberk.load(bundle, tiny.model, tiny.processor)
+
+
+def test_a_missing_file_is_found(tiny, bundle):
+    (bundle / "shift.safetensors").unlink()
+    with pytest.raises(TamperedBundle, match=r"shift\.safetensors.*found no such file"):
+        hauberk.load(bundle, tiny.model, tiny.processor)
+
+
+@pytest.mark.parametrize("name", ["extra.py", ".hidden", "folder/inside.txt"])
+def test_an_added_file_is_found(tiny, bundle, name):
+    (bundle / name).parent.mkdir(exist_ok=True)
+    (bundle / name).write_text("print('hello')")
+    with pytest.raises(TamperedBundle, match=f"found also .*{name.split('/')[0]}"):
+        hauberk.load(bundle, tiny.model, tiny.processor)
+
+
+def test_a_link_in_place_of_a_file_is_refused_even_with_the_right_content(tiny, bundle):
+    (bundle / "shift.safetensors").rename(bundle.parent / "outside")
+    (bundle / "shift.safetensors").symlink_to(bundle.parent / "outside")
+    with pytest.raises(TamperedBundle, match="leaves the folder"):
+        hauberk.load(bundle, tiny.model, tiny.processor)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "a/../../outside", "/outside", "sub/file", "..", "."]
+)
+def test_a_card_whose_hash_is_right_still_cannot_leave_its_folder(tiny, bundle, name):
+    (bundle.parent / "outside").write_text("secret")
+    files = json.loads((bundle / CARD).read_text())["files"]
+    sign(bundle, files=files | {name: file_hash(bundle.parent / "outside")})
+    with pytest.raises(TamperedBundle):
+        hauberk.load(bundle, tiny.model, tiny.processor)
+
+
+def test_a_card_of_a_newer_schema_is_told_from_a_broken_one(tiny, bundle):
+    sign(bundle, schema=SCHEMA + 1, hauberk="9.0.0")
+    with pytest.raises(BadBundle, match=r"schema 2.*up to 1.*hauberk 9\.0\.0"):
+        hauberk.load(bundle, tiny.model, tiny.processor)
+
+
+@pytest.mark.parametrize("lacking", ["files", "schema", "binding", "method", "parameters", "data"])
+def test_a_signed_card_without_a_part_is_no_bundle(bundle, lacking):
+    content = json.loads((bundle / CARD).read_text())
+    del content[lacking]
+    (bundle / CARD).write_bytes(_canonical(content))
+    sign(bundle)
+    with pytest.raises(BadBundle, match=lacking):
+        read_card(bundle)
+
+
+def test_a_method_of_a_newer_hauberk_is_named_with_the_known_ones(tiny, bundle):
+    sign(bundle, method="plate")
+    with pytest.raises(BadBundle, match=r"'plate' is not one of \['cmrm'\]"):
+        hauberk.load(bundle, tiny.model, tiny.processor)
+
+
+def test_a_folder_without_a_card_is_no_bundle(tiny, tmp_path):
+    with pytest.raises(BadBundle, match="found 0"):
+        hauberk.load(tmp_path, tiny.model, tiny.processor)
+    with pytest.raises(BadBundle, match="found 0"):
+        hauberk.load(str(tmp_path / "nowhere"), tiny.model, tiny.processor)
+
+
+def test_vectors_of_another_shape_are_refused_although_hash_and_binding_are_right(
+    tiny, made, tmp_path
+):
+    binding = read_card(made)[1].binding
+    folder = Shift(torch.zeros(3, 32), ShiftSetting()).save(tmp_path / "b", binding, data=[])
+    with pytest.raises(WrongModel, match=r"\(4, 32\).*\(3, 32\)"):
+        hauberk.load(folder, tiny.model, tiny.processor)
+
+
+def refused(folder, model, processor, key):
+    """Load, which must fail for ``key`` alone; the message must name both values."""
+    card, found = read_card(folder)[1], binding_of(model, processor)
+    with pytest.raises(WrongModel) as caught:
+        hauberk.load(folder, model, processor)
+    message = str(caught.value)
+    line = f"{key}: expected {getattr(card.binding, key)}, found {getattr(found, key)}"
+    assert line in message
+    assert message.count("expected ") == 1
+    assert getattr(card.binding, key) != getattr(found, key)
+
+
+def test_a_model_with_other_weights_is_refused(tiny, made, lab_folder):
+    model, processor = build.load(lab_folder)
+    with torch.no_grad():
+        model.lm_head.weight += 0.5
+    refused(made, model, processor, "weights")
+
+
+def test_a_model_of_another_depth_is_refused(tiny, made):
+    size = build.Size(
+        vision_width=32, vision_layers=5, patch=24, text_width=32, text_layers=3, vocabulary=400
+    )
+    other = build.build_llava(tiny.processor.tokenizer, size, seed=0)
+    refused(made, other, tiny.processor, "weights")
+
+
+def test_another_chat_template_is_refused(tiny, made, lab_folder):
+    model, processor = build.load(lab_folder)
+    processor.chat_template = processor.chat_template.replace("USER: ", "HUMAN: ")
+    refused(made, model, processor, "chat_template")
+
+
+def crop(processor):
+    processor.image_processor.crop_size = {"height": 48, "width": 48}
+
+
+def normalise(processor):
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+
+
+def patches(processor):
+    processor.patch_size = 12
+
+
+def words(processor):
+    processor.tokenizer.add_tokens(["zzz"])
+
+
+@pytest.mark.parametrize("change", [crop, normalise, patches, words])
+def test_another_processor_is_refused(made, lab_folder, change):
+    model, processor = build.load(lab_folder)
+    change(processor)
+    refused(made, model, processor, "processor")
+
+
+def test_another_architecture_is_refused(tiny, bundle):
+    card = read_card(bundle)[1]
+    sign(bundle, binding=vars(card.binding) | {"architecture": "OtherForConditionalGeneration"})
+    refused(bundle, tiny.model, tiny.processor, "architecture")
+
+
+def test_every_difference_is_named_at_once(tiny, made, lab_folder):
+    model, processor = build.load(lab_folder)
+    with torch.no_grad():
+        model.lm_head.weight += 0.5
+    crop(processor)
+    processor.chat_template += " "
+    with pytest.raises(WrongModel) as caught:
+        hauberk.load(made, model, processor)
+    for key in ("weights", "chat_template", "processor"):
+        assert f"{key}: expected " in str(caught.value)
+
+
+def test_the_fingerprint_is_the_same_in_every_precision_that_can_hold_the_weights(tiny, tmp_path):
+    copy.deepcopy(tiny.model).bfloat16().save_pretrained(tmp_path / "m")
+    loaded = [
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "m", dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    assert [str(model.dtype) for model in loaded] == ["torch.float32", "torch.bfloat16"]
+    assert fingerprint(loaded[0]) == fingerprint(loaded[1])
+
+
+def test_the_fingerprint_sees_names_shapes_and_values():
+    def linear(**changes):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(6, 4)
+        for name, value in changes.items():
+            setattr(layer, name, torch.nn.Parameter(value))
+        return fingerprint(layer)
+
+    torch.manual_seed(0)
+    weight = torch.nn.Linear(6, 4).weight.detach()
+    moved = weight.clone()
+    moved[3, 5] += 0.25
+    prints = {
+        linear(),
+        linear(weight=moved),
+        linear(weight=weight.reshape(4, 6).T.contiguous()),
+        linear(other=torch.zeros(1)),
+        fingerprint(torch.nn.Sequential(torch.nn.Linear(6, 4))),
+    }
+    assert len(prints) == 5
+    assert linear() == linear()
+
+
+def test_the_binding_survives_round_trips_through_other_folders(tiny, lab_folder, tmp_path):
+    first = binding_of(*build.load(lab_folder))
+    for name in ("copied", "copied again"):
+        model, processor = build.load(lab_folder)
+        model.save_pretrained(tmp_path / name)
+        processor.save_pretrained(tmp_path / name)
+        lab_folder = tmp_path / name
+        found = binding_of(
+            AutoModelForImageTextToText.from_pretrained(lab_folder),
+            AutoProcessor.from_pretrained(lab_folder),
+        )
+        assert replace(found, model="") == replace(first, model="")
+        assert found.model == str(lab_folder)
+
+
+def test_the_binding_of_a_model_just_made_is_that_of_the_saved_one(tiny, lab_folder):
+    assert replace(binding_of(tiny.model, tiny.processor), model="") == replace(
+        binding_of(*build.load(lab_folder)), model=""
+    )
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+def test_a_bundle_whose_saving_fails_is_as_it_was_before(made, tmp_path, there_before):
+    folder = tmp_path / "bundle"
+    card = read_card(made)[1]
+    if there_before:
+        write_bundle(folder, card, lambda home: (home / "data.txt").write_text("old") and None)
+
+    def write(home):
+        (home / "data.txt").write_text("new")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_bundle(folder, card, write)
+    assert [path.name for path in tmp_path.iterdir()] == (["bundle"] if there_before else [])
+    if there_before:
+        read_card(folder)
+        assert (folder / "data.txt").read_text() == "old"
+
+
+def test_what_a_killed_save_left_is_cleared_by_the_next(made, tmp_path):
+    (tmp_path / "bundle.part").mkdir()
+    (tmp_path / "bundle.part" / "half").write_text("x")
+    write_bundle(tmp_path / "bundle", read_card(made)[1], lambda home: None)
+    assert read_card(tmp_path / "bundle")[1].files == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_the_hash_of_a_card_covers_its_floats_exactly(made, tmp_path):
+    card = replace(read_card(made)[1], measurements={"a": 0.1 + 0.2, "b": 1e-300})
+    folder = write_bundle(tmp_path / "bundle", card, lambda home: None)
+    assert read_card(folder)[1].measurements == {"a": 0.1 + 0.2, "b": 1e-300}
+    assert isinstance(read_card(folder)[1], Card)
+
+
+@pytest.fixture(scope="module")
+def registered(made, tmp_path_factory):
+    """The bundle as MLflow keeps it, written by MLflow itself: a model URI and its store."""
+    import mlflow
+
+    root = tmp_path_factory.mktemp("mlflow")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{root / 'mlflow.db'}")
+    experiment = mlflow.create_experiment("bundles", artifact_location=(root / "a").as_uri())
+    with mlflow.start_run(experiment_id=experiment):
+        info = mlflow.pyfunc.log_model(
+            name="cmrm", loader_module="hauberk.bundle", data_path=str(made), pip_requirements=[]
+        )
+    yield info.model_uri
+    mlflow.set_tracking_uri(before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_model_of_the_registry_loads_as_a_bundle(tiny, defense, registered):
+    import mlflow
+
+    folder = mlflow.artifacts.download_artifacts(registered)
+    assert Path(folder, "MLmodel").is_file()
+    loaded = hauberk.load(folder, tiny.model, tiny.processor)
+    assert torch.equal(loaded.vectors, defense.vectors)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_a_model_of_the_registry_answers_prompts_and_pictures_without_pickle(
+    tiny, defense, registered, monkeypatch
+):
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    asked = tiny.pictured[:2] + tiny.plain[:1]
+    frame = pd.DataFrame(
+        {"prompt": [r.text for r in asked], "image": [encoded(*r.images) for r in asked]}
+    )
+    answers = mlflow.pyfunc.load_model(registered).predict(frame)
+    expected = respond(tiny.model, tiny.processor, asked, defense)
+    assert answers == [answer.text for answer in expected]
+    undefended = respond(tiny.model, tiny.processor, asked)
+    assert answers != [answer.text for answer in undefended]
+
+
+def encoded(image=None):
+    if image is None:
+        return None
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def served(made):
+    return _load_pyfunc(str(made))
+
+
+def test_rows_without_a_picture_may_leave_it_out_in_any_way(tiny, served):
+    prompt = tiny.plain[0].text
+    expected = [respond(tiny.model, tiny.processor, tiny.plain[:1], max_new_tokens=4)[0].text]
+    limit = {"max_new_tokens": 4}
+    for frame in (
+        pd.DataFrame({"prompt": [prompt]}),
+        pd.DataFrame({"prompt": [prompt], "image": [None]}),
+        pd.DataFrame({"prompt": [prompt], "image": [float("nan")]}),
+        pd.DataFrame({"prompt": [prompt], "image": [""]}),
+    ):
+        assert served.predict(frame, limit) == expected
+
+
+def test_the_base_model_may_lie_elsewhere_but_must_be_the_same(tiny, made, lab_folder, tmp_path):
+    moved = shutil.copytree(lab_folder, tmp_path / "moved")
+    frame = pd.DataFrame({"prompt": [tiny.plain[0].text]})
+    limit = {"max_new_tokens": 3, "model_path": str(moved)}
+    assert len(_load_pyfunc(str(made)).predict(frame, limit)) == 1
+    build.build_llava(
+        tiny.processor.tokenizer,
+        build.Size(vision_width=32, vision_layers=5, patch=24, text_width=32, text_layers=4),
+        seed=1,
+    ).save_pretrained(moved)
+    with pytest.raises(WrongModel, match="weights: expected"):
+        _load_pyfunc(str(made)).predict(frame, limit)
+
+
+@pytest.mark.parametrize(
+    ("frame", "params", "says"),
+    [
+        ({"prompt": ["hello ?"]}, {"temperature": 1}, r"unknown params \['temperature'\]"),
+        ({"question": ["hello ?"]}, {}, r"column 'prompt'.*found \['question'\]"),
+        ({"prompt": ["hello ?"], "image": ["%%%"]}, {}, "row 0.*base64"),
+        ({"prompt": ["a", "b"], "image": [None, "aGVsbG8="]}, {}, "row 1.*picture"),
+    ],
+)
+def test_input_that_cannot_be_answered_is_named(served, frame, params, says):
+    with pytest.raises(ValueError, match=says):
+        served.predict(pd.DataFrame(frame), params)
+
+
+def test_a_changed_bundle_is_not_served(bundle):
+    (bundle / "sweep.json").write_text("[]\n")
+    with pytest.raises(TamperedBundle):
+        _load_pyfunc(str(bundle))
+
+
+def test_a_picture_that_was_cut_off_is_named_by_its_row(served):
+    whole = encoded(Image.new("RGB", (96, 96), "red"))
+    cut = base64.b64encode(base64.b64decode(whole)[:-30]).decode()
+    with pytest.raises(ValueError, match=r"row 0.*picture.*truncated"):
+        served.predict(pd.DataFrame({"prompt": ["what is this ?"], "image": [cut]}))
