@@ -116,7 +116,8 @@ def _body(
         future.result()  # a state that none of the above has seen must not pass for success
     if not publish:
         return Record(states=states)
-    return _record_task(driver)().with_states(states)
+    recorded: Record = _record_task(driver).submit().result()
+    return recorded.with_states(states)
 
 
 def _record_task(driver: Driver) -> Any:

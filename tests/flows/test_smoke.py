@@ -42,7 +42,7 @@ def test_a_version_answers_with_and_without_the_defense(built, published):
 def test_a_version_that_is_not_there_says_how_to_try_it(built):
     with pytest.raises(SmokeFailed, match=r"not found\nTry it: python -m flows\.smoke models:/"):
         smoke_load(built.root)("models:/cmrm.toy/9")
-    with pytest.raises(SmokeFailed, match="params.yaml has no model 'other'"):
+    with pytest.raises(SmokeFailed, match=r"params\.yaml has no model 'other'"):
         smoke_load(built.root)("models:/cmrm.other/1")
 
 

@@ -134,7 +134,7 @@ except Moved:
 
 
 def test_of_several_promotions_at_once_exactly_one_wins(project, store, rules, smoke):
-    versions(project, store, 4)
+    versions(project, store, 3)
     promote(store, NAME, rules, smoke=smoke, which="1")
     racers = [
         subprocess.Popen(
@@ -142,14 +142,14 @@ def test_of_several_promotions_at_once_exactly_one_wins(project, store, rules, s
             cwd=project.root,
             env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
         )
-        for number in (2, 3, 4)
+        for number in (2, 3)
     ]
     deadline = time.monotonic() + 60
-    while len(list(project.root.glob("ready-*"))) < 3 and time.monotonic() < deadline:
+    while len(list(project.root.glob("ready-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     (project.root / "go").touch()
     codes = [racer.wait(60) for racer in racers]
-    assert sorted(codes) == [0, 3, 3]
-    winner = str((2, 3, 4)[codes.index(0)])
+    assert sorted(codes) == [0, 3]
+    winner = str((2, 3)[codes.index(0)])
     assert store.aliases(NAME)["production"] == winner
     assert store.aliases(NAME)["previous"] == "1"
