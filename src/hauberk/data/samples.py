@@ -116,6 +116,11 @@ def _check(samples: Sequence[Sample], path: Path) -> None:
                     f"{path}: {name} of {sample.sample_id!r} is {value!r}; "
                     f"it must be one of {', '.join(get_args(kind))}."
                 )
+        if sample.expected == "answer" and not sample.reference:
+            raise BadData(
+                f"{path}: {sample.sample_id!r} has no reference, so that no answer to it could be "
+                "right; give its exact answer."
+            )
 
 
 def _png(image: Image.Image) -> dict[str, Any]:

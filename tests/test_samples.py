@@ -1,0 +1,156 @@
+"""The normal form: what is written is what is read, and what is not in it is refused."""
+
+import io
+from dataclasses import replace
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hauberk.data.lab import build_suite
+from hauberk.data.samples import Sample, read_suite, write_suite
+from hauberk.errors import BadData
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+pictures = st.none() | st.tuples(
+    st.integers(1, 6), st.integers(1, 6), st.sampled_from(["RGB", "RGBA", "L"]), st.integers(0, 255)
+).map(lambda drawn: Image.new(drawn[2], drawn[:2], drawn[3]))
+
+
+@st.composite
+def suites(draw):
+    return [
+        Sample(
+            sample_id=f"s{index}",
+            pair_id=draw(words),
+            suite="text",
+            channel=draw(st.sampled_from(["text", "benign", "image"])),
+            split=draw(st.sampled_from(["anchor", "test"])),
+            scenario=draw(words),
+            expected=draw(st.sampled_from(["answer", "refuse"])),
+            question=draw(words),
+            image=draw(pictures),
+            reference=draw(words.filter(bool)),
+            source=draw(words),
+            revision=draw(words),
+            licence=draw(words),
+        )
+        for index in range(draw(st.integers(1, 5)))
+    ]
+
+
+def comparable(sample):
+    image = sample.image
+    pixels = None if image is None else (image.mode, image.size, image.tobytes())
+    return replace(sample, image=pixels)
+
+
+@pytest.fixture(scope="module")
+def some():
+    return build_suite("benign_image", "test", 4, seed=1) + build_suite("text", "test", 2, seed=1)
+
+
+@pytest.fixture
+def written(some, tmp_path):
+    return write_suite(some, tmp_path / "suite.parquet")
+
+
+@given(samples=suites())
+def test_what_is_read_is_what_was_written(samples, tmp_path_factory):
+    path = write_suite(samples, tmp_path_factory.mktemp("suite") / "suite.parquet")
+    assert list(map(comparable, read_suite(path))) == list(map(comparable, samples))
+
+
+def test_the_same_samples_are_the_same_bytes(some, tmp_path):
+    one, other = (write_suite(some, tmp_path / name) for name in ("one.parquet", "two.parquet"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_anyone_reads_the_file_with_datasets_and_sees_pictures(some, written, tmp_path):
+    table = datasets.Dataset.from_parquet(str(written), cache_dir=tmp_path / "cache")
+    assert isinstance(table.features["image"], datasets.Image)
+    assert table[0]["image"].tobytes() == some[0].image.tobytes()
+    assert table[len(some) - 1]["image"] is None
+    assert table["sample_id"][:] == [sample.sample_id for sample in some]
+
+
+def test_a_request_shows_the_picture_of_its_sample(some):
+    for sample in some:
+        assert sample.request.text == sample.question
+        assert sample.request.images == (() if sample.image is None else (sample.image,))
+
+
+def test_a_missing_file_names_the_stage_that_writes_it(tmp_path):
+    with pytest.raises(BadData, match=r"no such suite.*prepare_data"):
+        read_suite(tmp_path / "nothing.parquet")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"hello"])
+def test_a_file_that_is_not_parquet_is_refused(tmp_path, content):
+    (tmp_path / "bad.parquet").write_bytes(content)
+    with pytest.raises(BadData, match=r"bad\.parquet: not a Parquet file.*prepare_data"):
+        read_suite(tmp_path / "bad.parquet")
+
+
+def test_a_file_cut_short_is_refused(written):
+    raw = written.read_bytes()
+    for kept in range(0, len(raw), 997):
+        written.write_bytes(raw[:kept])
+        with pytest.raises(BadData, match="not a Parquet file"):
+            read_suite(written)
+
+
+def test_missing_columns_are_named(written):
+    pq.write_table(pq.read_table(written).drop(["question", "licence"]), written)
+    with pytest.raises(BadData, match=r"\['licence', 'question'\] are missing"):
+        read_suite(written)
+
+
+def test_columns_that_are_not_ours_are_left_out(some, written):
+    table = pq.read_table(written)
+    pq.write_table(table.append_column("note", pa.array(["x"] * len(table))), written)
+    assert len(read_suite(written)) == len(some)
+
+
+def test_a_picture_that_cannot_be_read_names_its_sample(some, written):
+    rows = pq.read_table(written).to_pylist()
+    buffer = io.BytesIO()
+    some[1].image.save(buffer, "PNG")
+    rows[1]["image"]["bytes"] = buffer.getvalue()[:-40]
+    pq.write_table(pa.Table.from_pylist(rows), written)
+    with pytest.raises(BadData, match=f"'{some[1].sample_id}' cannot be read"):
+        read_suite(written)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "right"),
+    [
+        ("expected", "comply", "answer, refuse"),
+        ("channel", "video", "text, text.image, image"),
+        ("split", "validation", "anchor, train, calibration, test"),
+    ],
+)
+def test_a_value_outside_the_normal_form_is_refused_on_writing(some, tmp_path, field, value, right):
+    wrong = [replace(some[0], **{field: value}), *some[1:]]
+    with pytest.raises(BadData, match=f"{field} of '{some[0].sample_id}' is '{value}'.*{right}"):
+        write_suite(wrong, tmp_path / "suite.parquet")
+    assert not (tmp_path / "suite.parquet").exists()
+
+
+def test_no_sample_and_the_same_id_twice_are_refused(some, tmp_path):
+    with pytest.raises(BadData, match="no samples"):
+        write_suite([], tmp_path / "suite.parquet")
+    with pytest.raises(BadData, match=f"'{some[2].sample_id}' occurs more than once"):
+        write_suite([*some, some[2]], tmp_path / "suite.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_benign_sample_without_its_answer_is_refused(some, tmp_path):
+    """It could never be answered right."""
+    with pytest.raises(BadData, match=f"'{some[0].sample_id}' has no reference"):
+        write_suite([replace(some[0], reference="")], tmp_path / "suite.parquet")
