@@ -293,7 +293,8 @@ _GRAMMAR: dict[str, re.Pattern[str]] = {
     "name": re.compile(rf"this is a {_COLOR} {_THING} \."),
     "color": re.compile(rf"the {_THING} is {_COLOR} \."),
     "exists": re.compile(rf"yes , there is a {_THING} \.|no , there is no {_THING} \."),
-    "caption": re.compile(rf"a {_COLOR} {_THING}(?: and a {_COLOR} {_THING})* \."),
+    # A picture shows at most three objects; a longer list is a model that goes round in circles.
+    "caption": re.compile(rf"a {_COLOR} {_THING}(?: and a {_COLOR} {_THING}){{0,2}} \."),
 }
 
 
