@@ -17,7 +17,7 @@ from flows.errors import BadPipeline, UnknownStage
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-LOCK_PATIENCE = 20.0
+LOCK_PATIENCE = 60.0
 _IN_PROCESS = threading.RLock()  # DVC's own state is not made for threads
 
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from prefect import allow_failure, flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.events.worker import EventsWorker
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 NAME = "pipeline"
 UPSTREAM_FAILED = "Skipped: upstream failed"
 RETRY_DELAYS = (2.0, 10.0)
+DELIVERY = 5.0
 SAYS = {"Skipped": "unchanged", "Cached": "restored from the cache", "Completed": "ran"}
 
 # A task that waits for its upstream holds a thread; how many stages run is for the driver to say.
@@ -85,7 +88,16 @@ def run_with_prefect(
 
     # The heartbeat's thread sleeps for a second, which the end of a flow would wait for.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
-        return here()
+        try:
+            return here()
+        finally:
+            _deliver()
+
+
+def _deliver() -> None:
+    """Send what Prefect keeps in queues, before a server that lives for the run ends."""
+    for worker in (APILogWorker, EventsWorker):
+        worker.drain_all(timeout=DELIVERY, at_exit=False)
 
 
 def _body(

@@ -16,7 +16,7 @@ from pathlib import Path
 from flows import leash
 from flows.errors import FlowError
 
-PATIENCE = 90.0
+PATIENCE = 180.0
 
 
 @contextmanager
