@@ -124,12 +124,13 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     if not path.is_file():
         raise BadParams(f"{path} does not exist; start in the root of the project.")
     try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise BadParams(f"{path} is not YAML: {error}; correct the file.") from None
     try:
         # Through JSON, where strict still lets a mapping become a dataclass.
-        params = TypeAdapter(Params).validate_json(json.dumps(content, default=str))
+        text = json.dumps(content, default=str, skipkeys=True)
+        params = TypeAdapter(Params).validate_json(text)
     except ValidationError as error:
         problems = [_sentence(detail) for detail in error.errors()]
     else:
@@ -166,12 +167,16 @@ def _known(location: tuple[Any, ...]) -> list[str]:
 def _contradictions(params: Params, root: Path) -> Iterator[str]:
     """Yield what is well-formed but cannot be run."""
     from hauberk.data.lab import SUITES
+    from registry.errors import BadRule
+    from registry.gate import rules_from
 
     if params.profile not in params.profiles:
         yield f"profile: {params.profile!r} is not one of {', '.join(params.profiles)}"
     yield from _unknown("suites", params.suites, SUITES)
     for name, defense in params.defenses.items():
         here = f"defenses.{name}"
+        if name == "none":
+            yield f"{here}: 'none' is the undefended model; give the defense another name"
         yield from _unknown(f"{here}.anchors", defense.anchors, SUITES)
         yield from _unknown(f"{here}.calibrate_on", defense.calibrate_on, SUITES)
         for index, variant in enumerate(defense.variants):
@@ -182,6 +187,10 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
                 f"models.{model}.path: {spec.path!r} holds no config.json; give a folder that "
                 "`save_pretrained` wrote, or a hub id"
             )
+    try:
+        rules_from(params.gate)
+    except BadRule as error:
+        yield from map(str.strip, str(error).removeprefix("params.yaml:").strip().splitlines())
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
         yield from _unknown(f"registry.promote.{model}", [chosen], params.defenses)

@@ -1,0 +1,188 @@
+"""params.yaml: every wrong value is one message with its key, what is right and what to do."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hauberk.errors import BadParams
+from tasks.params import load_params
+
+ROOT = Path(__file__).resolve().parents[1]
+RIGHT = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a params.yaml beside a model of six decoder blocks."""
+    for spec in RIGHT["models"].values():
+        config = tmp_path / spec["path"] / "config.json"
+        config.parent.mkdir(parents=True)
+        config.write_text('{"text_config": {"num_hidden_layers": 6}}')
+    path = tmp_path / "params.yaml"
+
+    def put(*changes):
+        content = copy.deepcopy(RIGHT)
+        for key, value in changes:
+            *parents, last = key
+            place = content
+            for parent in parents:
+                place = place[parent]
+            if value is KeyError:
+                del place[last]
+            else:
+                place[last] = value
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return put
+
+
+VARIANT = ("defenses", "cmrm", "variants", 0)
+WRONG = [
+    # an unknown key at every level
+    (("sead",), 1, "sead: unknown key.*seed"),
+    (("profiles", "quick", "data", "tset"), 1, "profiles.quick.data.tset: unknown key.*samples"),
+    (("profiles", "quick", "alpha"), 1, "profiles.quick.alpha: unknown key.*alphas"),
+    (("models", "lab-llava", "paht"), "", "models.lab-llava.paht: unknown key.*path, revision"),
+    (("defenses", "cmrm", "anchor"), [], "defenses.cmrm.anchor: unknown key.*anchors"),
+    ((*VARIANT, "alpha"), 1, "defenses.cmrm.variants.0.alpha: unknown key.*level, compose"),
+    (("evaluate", "batch"), 1, "evaluate.batch: unknown key.*batch_size"),
+    (("registry", "promotes"), {}, "registry.promotes: unknown key.*promote"),
+    (("gate", 0, "at_mots"), 1, "gate.0: unknown key .*at_mots.*at_most"),
+    # a value of the wrong type or out of range
+    (
+        ("profiles", "quick", "alphas", 0),
+        "high",
+        "profiles.quick.alphas.0: 'high' is wrong.*number",
+    ),
+    (("profiles", "quick", "alphas", 0), -0.5, "alphas.0: -0.5 is wrong.*greater than or equal"),
+    (("profiles", "quick", "alphas", 0), 50, "alphas.0: 50.* is wrong.*less than or equal to 10"),
+    (("profiles", "quick", "alphas", 0), float("nan"), "profiles.quick.alphas.0: .* is wrong"),
+    (("profiles", "quick", "alphas", 0), float("inf"), "profiles.quick.alphas.0: .* is wrong"),
+    (("profiles", "quick", "alphas"), [], r"profiles.quick.alphas: \[\] is wrong.*at least 1"),
+    (("defenses", "cmrm", "alphas"), ["high"], "defenses.cmrm.alphas.0: 'high' is wrong"),
+    (("seed",), "seven", "seed: 'seven' is wrong.*integer"),
+    (("seed",), True, "seed: True is wrong.*integer"),
+    (("threads",), 0, "threads: 0 is wrong.*greater than or equal to 1"),
+    (("evaluate", "batch_size"), 2.5, "evaluate.batch_size: 2.5 is wrong.*integer"),
+    (("evaluate",), [64, 32], r"evaluate: \[64, 32\] is wrong"),
+    (("models",), {}, r"models: \{\} is wrong.*at least 1"),
+    ((*VARIANT, "compose"), "clever", "variants.0.compose: 'clever' is wrong.*naive.*single"),
+    ((*VARIANT, "layers"), [2, "three"], "variants.0.layers.1: 'three' is wrong.*integer"),
+    (("models", "lab-llava", "dtype"), "int8", "models.lab-llava.dtype: 'int8' is wrong.*float32"),
+    # a key that is not there
+    (("seed",), KeyError, "seed: missing"),
+    (("profiles", "full", "data", "anchor"), KeyError, "profiles.full.data.anchor: missing"),
+    (("defenses", "cmrm", "variants"), KeyError, "defenses.cmrm.variants: missing"),
+    # well-formed, but it cannot be run
+    (("profile",), "fast", "profile: 'fast' is not one of quick, full"),
+    (("suites", 0), "txt", "suites: 'txt' is not one of text, text_image"),
+    (("defenses", "cmrm", "anchors", 0), "x", "defenses.cmrm.anchors: 'x' is not one of text"),
+    (("defenses", "cmrm", "calibrate_on", 0), "x", "cmrm.calibrate_on: 'x' is not one of text"),
+    ((*VARIANT, "layers"), [2, 99], r"variants.0.layers: \[99\] are outside 0..5.*lab-llava"),
+    ((*VARIANT, "layers"), [-1], r"variants.0.layers: \[-1\] are outside 0..5"),
+    ((*VARIANT, "compose"), "single", "variants.0.layers: None is wrong.*exactly one layer"),
+    (
+        ("models", "lab-llava", "path"),
+        "lab/nothing",
+        "models.lab-llava.path: 'lab/nothing' holds no",
+    ),
+    (
+        ("registry", "promote"),
+        {"llava": "cmrm"},
+        "registry.promote: 'llava' is not one of lab-llava",
+    ),
+    (("registry", "promote"), {"lab-llava": "x"}, "promote.lab-llava: 'x' is not one of cmrm"),
+    (("defenses", "none"), RIGHT["defenses"]["cmrm"], "defenses.none: 'none' is the undefended"),
+    (("gate",), [], "gate: expected a list of rules"),
+    (("gate", 0, "at_most"), "low", "gate.0: at_most: expected a number, found 'low'"),
+]
+
+
+def test_the_file_of_the_project_is_right(write):
+    params = load_params(write())
+    assert params.budget is params.profiles[params.profile]
+    assert list(params.models) == list(RIGHT["models"])
+    assert len(params.defenses["cmrm"].variants) == len(RIGHT["defenses"]["cmrm"]["variants"])
+
+
+@pytest.mark.parametrize(("key", "value", "says"), WRONG)
+def test_a_wrong_value_is_named_by_its_dotted_key(write, key, value, says):
+    path = write((key, value))
+    with pytest.raises(BadParams, match=says) as caught:
+        load_params(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:\n")
+    assert message.endswith("Correct params.yaml.")
+
+
+def test_all_wrong_values_are_named_at_once(write):
+    path = write((("seed",), "x"), (("evaluate", "batch_size"), 0), (("threads",), None))
+    with pytest.raises(BadParams) as caught:
+        load_params(path)
+    for key in ("seed:", "evaluate.batch_size:", "threads:"):
+        assert str(caught.value).count(key) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", r"\(file\): None is wrong"),
+        (b"- seed\n- 7\n", r"\(file\): \['seed', 7\] is wrong"),
+        (b"seed", r"\(file\): 'seed' is wrong"),
+        (b"seed: [1\n", "is not YAML.*line"),
+        (b"seed: !!python/object:os.system 1\n", "is not YAML"),
+        (b"seed: \xff\xfe\n", "is not YAML"),
+        (b"2020-01-01: x\n", "seed: missing"),
+    ],
+)
+def test_a_file_of_another_form_is_named(tmp_path, content, says):
+    path = tmp_path / "params.yaml"
+    path.write_bytes(content)
+    with pytest.raises(BadParams, match=r"(?s)params\.yaml.*" + says):
+        load_params(path)
+
+
+def test_no_file_says_where_to_start(tmp_path):
+    with pytest.raises(BadParams, match="does not exist; start in the root"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_layers_of_a_model_from_the_hub_are_left_to_the_model(write):
+    hub = {"path": "owner/name", "revision": "main", "dtype": "float32"}
+    changes = ((("models", "hub"), hub), ((*VARIANT, "layers"), [5]))
+    assert load_params(write(*changes)).models["hub"].path == "owner/name"
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "says"),
+    [
+        ([(("profiles", "quick", "alphas", 0), "high")], ("lab-llava", "cmrm"), "alphas.0: 'high'"),
+        ([], ("llava-7b", "cmrm"), "models.llava-7b: unknown model; known are lab-llava"),
+        ([], ("lab-llava", "armour"), "defenses.armour: unknown; known are cmrm"),
+    ],
+)
+def test_at_the_shell_it_is_one_message_status_1_and_nothing_written(
+    write, changes, arguments, says
+):
+    root = write(*changes).parent
+    before = sorted(root.rglob("*"))
+    done = subprocess.run(
+        [sys.executable, "-m", "tasks.estimate_shift", *arguments],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("error: ") == 1
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(root.rglob("*")) == before
