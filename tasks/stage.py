@@ -66,7 +66,11 @@ def writing(folder: Path, card: dict[str, Any]) -> Iterator[Path]:
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     files = {
         path.relative_to(partial).as_posix(): file_hash(path)
         for path in sorted(partial.rglob("*"))

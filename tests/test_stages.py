@@ -1,0 +1,252 @@
+"""The stages from the shell, on a tiny model and small numbers: complete, absent, or resumed."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hauberk.errors import HauberkError
+from tasks import compare, estimate_shift, evaluate, prepare_data
+from tasks.params import load_params
+from tasks.stage import writing
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "profile": "small",
+    "profiles": {"small": {"data": {"samples": 6, "calibration": 3, "anchor": 3}, "alphas": [1.0]}},
+    "suites": ["text", "text_image", "benign_image"],
+    "defenses": {
+        "cmrm": {
+            "anchors": ["text_image"],
+            "calibrate_on": ["text_image", "benign_image"],
+            "alphas": [0.5, 1.0],
+            "variants": [{"level": "dataset", "compose": "incremental"}],
+        }
+    },
+    "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},
+}
+
+
+def start(root, *arguments, **options):
+    command = [sys.executable, "-m", f"tasks.{arguments[0]}", *arguments[1:]]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.Popen(
+        command,
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stage(root, *arguments, **options):
+    process = start(root, *arguments, **options)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+def succeed(root, *arguments, **options):
+    status, _, errors = stage(root, *arguments, **options)
+    assert status == 0, errors
+
+
+def run(root, module, *arguments):
+    """Run a stage in this process, as a flow could: importing torch anew takes seconds."""
+    with contextlib.chdir(root):
+        return root / module.run(load_params(), *arguments)
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def project(root, lab_folder, **changes):
+    """A root with params.yaml and the tiny model where the stages look for it."""
+    shutil.copytree(lab_folder, root / "lab" / "lab-llava")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | SMALL | changes
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    return root
+
+
+@pytest.fixture(scope="module")
+def done(lab_folder, tmp_path_factory):
+    """All stages run once, in the order of the pipeline."""
+    root = project(tmp_path_factory.mktemp("project"), lab_folder)
+    (root / "receipts").mkdir()
+    receipts = {"STAGE_RECEIPTS": str(root / "receipts")}
+    succeed(root, "prepare_data", env=receipts)
+    run(root, estimate_shift, "lab-llava", "cmrm")
+    run(root, evaluate, "lab-llava", "none")
+    run(root, evaluate, "lab-llava", "cmrm")
+    succeed(root, "compare", env=receipts | {"DVC_STAGE": "compare@all"})
+    return root
+
+
+@pytest.mark.slow
+def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
+    for folder in ("artifacts/data", "artifacts/lab-llava/cmrm/bundle", "reports"):
+        card = json.loads((done / folder / "card.json").read_text())
+        found = {path.as_posix() for path in contents(done / folder)} - {"card.json"}
+        assert set(card["files"]) == found
+    assert list(done.rglob("*.part")) == []
+    assert not any((done / ".scratch").iterdir())
+    receipts = {path.name for path in (done / "receipts").iterdir()}
+    assert receipts == {"prepare_data", "compare@all"}
+
+
+@pytest.mark.slow
+def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
+    rows = json.loads((done / "reports" / "metrics.json").read_text())
+    for defense in ("none", "cmrm"):
+        responses = lines(done / f"artifacts/lab-llava/{defense}/evaluation/responses.jsonl")
+        assert len({r["sample_id"] for r in responses}) == len(responses) == 18
+        assert {r["defense"] for r in responses} == {defense}
+        suites = {row["suite"] for row in rows if row["defense"] == defense}
+        assert suites == set(SMALL["suites"])
+    differences = json.loads((done / "reports" / "differences.json").read_text())
+    assert {row["defense"] for row in differences} == {"cmrm"}
+    assert (done / "reports" / "index.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_bundle_says_what_was_tried_on_calibration_and_loads(done, tiny):
+    import hauberk
+
+    folder = done / "artifacts/lab-llava/cmrm/bundle"
+    sweep = json.loads((folder / "sweep.json").read_text())
+    assert [row["alpha"] for row in sweep["rows"]] == [0.5, 1.0]
+    assert sweep["split"] == "calibration"
+    defense = hauberk.load(folder, tiny.model, tiny.processor)
+    assert defense.setting.alpha == sweep["chosen"]["alpha"]
+    card = json.loads((folder / "card.json").read_text())
+    assert [d["id"] for d in card["data"]] == [
+        "anchor/text_image", "calibration/text_image", "calibration/benign_image",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_data_and_bundle_are_the_same_bytes_every_time(done, lab_folder, tmp_path):
+    again = project(tmp_path, lab_folder)
+    run(again, prepare_data)
+    run(again, estimate_shift, "lab-llava", "cmrm")
+    assert contents(again / "artifacts/data") == contents(done / "artifacts/data")
+    bundle = "artifacts/lab-llava/cmrm/bundle"
+    assert contents(again / bundle) == contents(done / bundle)
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(done, lab_folder, tmp_path):
+    few = {"batch_size": 1, "max_new_tokens": 4, "checked_alone": 3}
+    root = project(tmp_path, lab_folder, evaluate=few)
+    shutil.copytree(done / "artifacts/data", root / "artifacts/data")
+    process = start(root, "evaluate", "lab-llava", "none")
+    kept = wait_for_lines(root, 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (root / "artifacts/lab-llava/none").exists()
+    (journal,) = (root / ".scratch").rglob("responses.jsonl")
+    kept = journal.read_bytes()
+    kept = kept[: kept.rfind(b"\n") + 1]
+    before = [json.loads(line) for line in kept.splitlines()]
+    assert 3 <= len(before) < 18
+    succeed(root, "evaluate", "lab-llava", "none")
+    found = lines(root / "artifacts/lab-llava/none/evaluation/responses.jsonl")
+    by_id = {record["sample_id"]: record for record in found}
+    # The time an answer took tells that it is the one from before the kill.
+    assert [by_id[record["sample_id"]] for record in before] == before
+    whole = lines(done / "artifacts/lab-llava/none/evaluation/responses.jsonl")
+    assert [timeless(r) for r in found] == [timeless(r) for r in whole]
+    assert not any((root / ".scratch").iterdir())
+
+
+def wait_for_lines(root, count, process):
+    until = time.monotonic() + 200
+    while time.monotonic() < until and process.poll() is None:
+        for journal in root.glob(".scratch/*/responses.jsonl"):
+            if journal.read_bytes().count(b"\n") >= count:
+                return
+        time.sleep(0.01)
+    raise AssertionError("the evaluation ended before it could be killed")
+
+
+def timeless(record):
+    return record | {"seconds": 0}
+
+
+@pytest.mark.parametrize("there_before", [False, True])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, SystemExit])
+def test_a_folder_whose_writer_fails_is_as_it_was_before(tmp_path, error, there_before):
+    folder = tmp_path / "out"
+    if there_before:
+        with writing(folder, {"version": 1}) as partial:
+            (partial / "data").write_text("old")
+    with pytest.raises(error), writing(folder, {"version": 2}) as partial:
+        (partial / "data").write_text("new")
+        assert not (partial / "card.json").exists()
+        raise error("on purpose")
+    assert [path.name for path in tmp_path.iterdir()] == (["out"] if there_before else [])
+    if there_before:
+        assert (folder / "data").read_text() == "old"
+        assert json.loads((folder / "card.json").read_text())["version"] == 1
+
+
+def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_left(tmp_path):
+    for name in ("out", "out.part"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+        (tmp_path / name / "deep" / "stale").write_text("x")
+    with writing(tmp_path / "out", {}) as partial:
+        (partial / "deep").mkdir()
+        (partial / "deep" / "fresh").write_text("y")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.as_posix() for path in sorted(contents(tmp_path / "out"))] == [
+        "card.json",
+        "deep/fresh",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "usage"),
+    [
+        (("prepare_data", "extra"), "python -m tasks.prepare_data"),
+        (("estimate_shift", "lab-llava"), "python -m tasks.estimate_shift MODEL DEFENSE"),
+        (("evaluate",), "python -m tasks.evaluate MODEL DEFENSE"),
+        (("compare", "a", "b"), "python -m tasks.compare"),
+    ],
+)
+def test_wrong_arguments_are_status_2_with_the_usage(tmp_path, arguments, usage):
+    status, output, errors = stage(tmp_path, *arguments)
+    assert (status, output) == (2, "")
+    assert errors.strip() == f"usage: {usage}"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((estimate_shift, "lab-llava", "cmrm"), "no such suite; run `dvc repro prepare_data`"),
+        ((evaluate, "lab-llava", "cmrm"), r"expected a card\.json"),
+        ((compare,), "run the stage that writes it: `dvc repro`"),
+    ],
+)
+def test_a_stage_before_its_time_says_what_to_run_and_writes_nothing(
+    lab_folder, tmp_path, arguments, says
+):
+    root = project(tmp_path, lab_folder)
+    before = sorted(root.rglob("*"))
+    with pytest.raises(HauberkError, match=says):
+        run(root, *arguments)
+    assert sorted(root.rglob("*")) == before
