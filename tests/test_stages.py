@@ -163,7 +163,7 @@ def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(done, lab_f
     kept = kept[: kept.rfind(b"\n") + 1]
     before = [json.loads(line) for line in kept.splitlines()]
     assert 3 <= len(before) < 18
-    succeed(root, "evaluate", "lab-llava", "none")
+    run(root, evaluate, "lab-llava", "none")
     found = lines(root / "artifacts/lab-llava/none/evaluation/responses.jsonl")
     by_id = {record["sample_id"]: record for record in found}
     # The time an answer took tells that it is the one from before the kill.
