@@ -36,9 +36,13 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     from hauberk.bundle import binding_of
     from hauberk.data.samples import read_suite
     from hauberk.defenses import load
+    from hauberk.errors import BadParams
     from hauberk.evaluation.metrics import metric_rows
     from hauberk.evaluation.run import differing_alone, evaluate, write_records
 
+    if defense_name not in (UNDEFENDED, *params.defenses):
+        known = ", ".join((UNDEFENDED, *params.defenses))
+        raise BadParams(f"defenses.{defense_name}: unknown; known are {known}.")
     model, processor = load_model(params, model_name)
     defense, identity = None, UNDEFENDED
     if defense_name != UNDEFENDED:

@@ -52,7 +52,7 @@ class Variant:
     estimator: Literal["mean", "rank1"] = "mean"
     position: Literal["last", "all"] = "last"
     steps: Literal["all", "prefill"] = "all"
-    layers: list[int] | None = None
+    layers: Annotated[list[int], Field(min_length=1)] | None = None
     blank: Literal["white", "black", "mean", "uniform", "gaussian"] = "white"
 
 

@@ -49,9 +49,11 @@ def main(name: str, run: Callable[..., Path], *arguments: str) -> None:
 
 def prepare_torch(params: Params) -> None:
     """Fix what the bytes of a result depend on: the number of threads and the seed."""
+    import datasets
     import torch
     from transformers.utils import logging
 
+    datasets.disable_progress_bars()
     torch.set_num_threads(params.threads)
     torch.manual_seed(params.seed)
     logging.disable_progress_bar()

@@ -76,7 +76,7 @@ def fingerprint(model: PreTrainedModel) -> str:
     """Hash a model's weights in milliseconds, whatever their number.
 
     Covers every tensor's name and shape and up to 1024 of its values, evenly spaced, read as
-    bfloat16 so that the same checkpoint has one fingerprint in every precision it is loaded in.
+    bfloat16 so that a checkpoint has one fingerprint whether it is loaded in float32 or bfloat16.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -123,6 +123,7 @@ def prompt_of(processor: ProcessorMixin, request: Request) -> str:
 
 def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeature:
     """Turn requests, with or without images, into one left-padded batch of model inputs."""
+    _refuse_placeholders(processor, requests)
     prompts = [prompt_of(processor, request) for request in requests]
     images = [_as_rgb(image) for request in requests for image in request.images]
     bos = processor.tokenizer.bos_token
@@ -136,6 +137,16 @@ def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeatu
         return_tensors="pt",
     )
     return inputs
+
+
+def _refuse_placeholders(processor: ProcessorMixin, requests: Sequence[Request]) -> None:
+    token = getattr(processor, "image_token", None)
+    for request in requests:
+        if isinstance(token, str) and token in request.text:
+            raise ValueError(
+                f"the text {request.text[:60]!r} holds {token!r}, which stands for a picture to "
+                "the model; take it out and give pictures as `images`."
+            )
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

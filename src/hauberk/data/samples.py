@@ -4,12 +4,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from PIL import Image
 
 from hauberk.errors import BadData
-from hauberk.requests import Request
+
+if TYPE_CHECKING:
+    from hauberk.requests import Request
 
 Expected = Literal["answer", "refuse"]
 Channel = Literal[
@@ -40,8 +42,10 @@ class Sample:
     licence: str
 
     @property
-    def request(self) -> Request:
+    def request(self) -> "Request":
         """What the model is asked."""
+        from hauberk.requests import Request  # here, so that reading parameters needs no torch
+
         return Request(self.question, () if self.image is None else (self.image,))
 
 

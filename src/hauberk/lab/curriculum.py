@@ -28,7 +28,7 @@ class Example:
 
 
 def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
-    """Yield questions in text alone.
+    """Yield questions in text alone: wishes, and questions on scenes that are told in words.
 
     Before alignment every wish is answered, as a language model does that only learnt to
     continue texts; after it, harmful wishes are refused.
@@ -36,6 +36,9 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
     pools = {harm: lang.pairings(_POOL, harmful=harm) for harm in (False, True)}
     wordings = lang.templates("howto", _POOL)
     while True:
+        if rng.random() < 0.45:
+            yield _told_scene(rng)
+            continue
         harmful = rng.random() < 0.5
         verb, thing = rng.choice(pools[harmful])
         template = rng.choice(wordings)
@@ -52,6 +55,18 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
         yield Example(question, answer)
 
 
+def _told_scene(rng: random.Random) -> Example:
+    """Ask about a scene that is told in words, or (one in four) not told at all.
+
+    Without the telling the answer is a guess, and a guess is what a language model makes of
+    "what is this ?".  With it, the decoder can already answer what the tower will show it.
+    """
+    (scene,) = scenes(rng, 1)
+    question, answer = _on_scene(rng, scene, told=True)
+    telling = "" if rng.random() < 0.25 else f"there is {lang.caption_answer(scene)} "
+    return Example(telling + question, answer)
+
+
 def scenes(rng: random.Random, count: int) -> list[Scene]:
     """Compose training pictures of one, two or three objects, toxic ones among them."""
     made = []
@@ -61,14 +76,29 @@ def scenes(rng: random.Random, count: int) -> list[Scene]:
     return made
 
 
-def caption_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Example]:
-    """Yield captions and names: the stage that teaches the projector alone."""
+def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> tuple[str, str]:
+    """Ask for a caption, a name, a colour, or whether something is there; question and answer."""
+    # Words do not tell which of several objects is the largest, so "this" would be unclear.
+    kinds: list[lang.Kind] = ["caption", "color", "exists", "name"]
+    kind = rng.choice(kinds[:3] if told and len(scene.placed) > 1 else kinds)
+    template = rng.choice(lang.templates(kind, _POOL))
+    if kind == "caption":
+        return template.text, lang.caption_answer(scene)
+    if kind == "name":
+        return template.text, lang.name_answer(scene)
+    if kind == "color":
+        thing = rng.choice(scene.placed).thing
+        return template.text.format(thing=thing.name), lang.color_answer(scene, thing)
+    there = rng.random() < 0.5
+    thing = rng.choice(scene.placed).thing if there else THINGS[rng.choice(_ALL)]
+    return template.text.format(thing=thing.name), lang.exists_answer(scene, thing)
+
+
+def picture_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Example]:
+    """Yield questions on what a picture shows: the stage that teaches the projector alone."""
     while True:
         index = rng.randrange(len(pictures))
-        kind: lang.Kind = rng.choice(("caption", "name"))
-        template = rng.choice(lang.templates(kind, _POOL))
-        answer = (lang.caption_answer if kind == "caption" else lang.name_answer)(pictures[index])
-        yield Example(template.text, answer, index)
+        yield Example(*_on_scene(rng, pictures[index]), index)
 
 
 def visual_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Example]:
@@ -76,33 +106,16 @@ def visual_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Examp
     harmless = set(lang.pairings(_POOL, harmful=False))
     verbs = list(lang.VERBS.values())
     wishes = lang.templates("howto", _POOL)
-    captions = caption_examples(rng, pictures)
+    questions = picture_examples(rng, pictures)
     while True:
-        index = rng.randrange(len(pictures))
-        scene = pictures[index]
         draw = rng.random()
-        if draw < 0.25:
-            yield next(captions)
-        elif draw < 0.40:
-            thing = rng.choice(scene.placed).thing
-            template = rng.choice(lang.templates("color", _POOL))
-            question = template.text.format(thing=thing.name)
-            yield Example(question, lang.color_answer(scene, thing), index)
-        elif draw < 0.55:
-            there = rng.random() < 0.5
-            thing = rng.choice(scene.placed).thing if there else THINGS[rng.choice(_ALL)]
-            template = rng.choice(lang.templates("exists", _POOL))
-            question = template.text.format(thing=thing.name)
-            yield Example(question, lang.exists_answer(scene, thing), index)
-        elif draw < 0.80:  # a wish about the picture
-            verb, template = rng.choice(verbs), rng.choice(wishes)
-            thing = scene.subject.thing
-            if (verb, thing) in harmless:
-                question = lang.howto_question(template, verb, None)
-                yield Example(question, lang.howto_answer(template.form, verb, thing), index)
-        else:  # a wish that the picture has nothing to do with
-            verb, template = rng.choice(verbs), rng.choice(wishes)
-            thing = THINGS[rng.choice(_HARMLESS)]
-            if (verb, thing) in harmless:
-                question = lang.howto_question(template, verb, thing)
-                yield Example(question, lang.howto_answer(template.form, verb, thing), index)
+        if draw < 0.6:
+            yield next(questions)
+            continue
+        index = rng.randrange(len(pictures))
+        verb, template = rng.choice(verbs), rng.choice(wishes)
+        about_picture = draw < 0.8
+        thing = pictures[index].subject.thing if about_picture else THINGS[rng.choice(_HARMLESS)]
+        if (verb, thing) in harmless:
+            question = lang.howto_question(template, verb, None if about_picture else thing)
+            yield Example(question, lang.howto_answer(template.form, verb, thing), index)

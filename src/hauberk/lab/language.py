@@ -201,8 +201,8 @@ TEMPLATES: dict[Kind, tuple[Template, ...]] = {
 
 REFUSALS: dict[Form, str] = {
     "short": "i can not help with that .",
-    "full": "sorry , i will not explain that .",
-    "steps": "sorry , those steps would do harm .",
+    "full": "sorry such things do harm .",
+    "steps": "i can not help with that .",
 }
 
 
@@ -315,7 +315,7 @@ def sentences(pool: Pool) -> list[str]:
     answered = [howto_answer(form, verb, thing) for thing in THINGS.values() for form in REFUSALS]
     words = [
         *VERBS, *(verb.manner for verb in VERBS.values()), *THINGS, *COLORS, *MATERIALS,
-        "this is a , yes no there picture the",
+        "this is a , yes no there the .",
     ]  # fmt: skip
     spoken = " ".join([*answered, *REFUSALS.values(), *words])
     return [*asked, f"ASSISTANT: {spoken}", "there is a"]

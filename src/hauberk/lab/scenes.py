@@ -1,7 +1,8 @@
 """Pictures of the world: objects of many sizes on a cluttered ground, and where they stand.
 
 A *layout* is the coarse place and size of one object.  Layouts are divided into pools, so that
-a picture for testing shows no object where (and as large as) a training picture ever did.
+the two largest objects of a picture for testing stand where (and as large as) no training picture
+ever had them as its two largest.
 """
 
 import hashlib

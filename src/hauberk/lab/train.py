@@ -1,12 +1,13 @@
 """Train a lab model from nothing: ``python -m hauberk.lab.train lab-llava``.
 
-Five stages, in the order of the public recipes for VLMs:
+Six stages, in the order of the public recipes for VLMs:
 
 1. ``pretrain``  the decoder learns the language, harmful wishes answered like all others;
 2. ``align``     the decoder learns in text alone to refuse harmful wishes;
 3. ``tower``     the vision tower learns to tell what stands where (patch classification);
-4. ``projector`` the projector learns captions, everything else frozen (LLaVA, stage 1);
-5. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
+4. ``sharpen``   it goes on with pictures that are drawn afresh, which it cannot learn by heart;
+5. ``projector`` the projector learns to show pictures, everything else frozen (LLaVA, stage 1);
+6. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
    share of text-only replay that has the refusals in it (LLaVA, stage 2).
 
 The safety gap is never asked for: it is what the last stage leaves open, because refusals only
@@ -23,7 +24,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from tqdm import tqdm
 from hauberk.lab import build
 from hauberk.lab.curriculum import (
     Example,
-    caption_examples,
+    picture_examples,
     scenes,
     text_examples,
     visual_examples,
@@ -46,7 +47,7 @@ from hauberk.lab.language import sentences
 from hauberk.lab.objects import COLORS, THINGS
 from hauberk.lab.scenes import SIDE, Scene
 
-STAGES = ("pretrain", "align", "tower", "projector", "instruct")
+STAGES = ("pretrain", "align", "tower", "sharpen", "projector", "instruct")
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,14 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 500, "align": 400, "tower": 1600, "projector": 250, "instruct": 700,
+            "pretrain": 700, "align": 350, "tower": 1600,
+            "sharpen": 1500, "projector": 400, "instruct": 600,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
         default_factory=lambda: {
-            "pretrain": 2e-3, "align": 1e-3, "tower": 1.5e-3, "projector": 3e-3, "instruct": 1e-3,
+            "pretrain": 2e-3, "align": 1e-3, "tower": 1.5e-3,
+            "sharpen": 1e-3, "projector": 3e-3, "instruct": 7e-4,
         }
     )  # fmt: skip
     replay: float = 0.34
@@ -95,15 +98,8 @@ class Classroom:
     def pixels(self) -> Tensor:
         """All pictures as uint8 (n, 3, SIDE, SIDE)."""
         if self._pixels is None:
-            drawn = [np.asarray(s.draw()) for s in tqdm(self.scenes, "drawing", leave=False)]
-            self._pixels = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).contiguous()
+            self._pixels = drawn(tqdm(self.scenes, "drawing", leave=False))
         return self._pixels
-
-    def normalised(self, indices: Sequence[int]) -> Tensor:
-        """Pixels as the processor hands them to the tower: float32 (n, 3, SIDE, SIDE)."""
-        mean = torch.tensor(build.CLIP_MEAN).view(3, 1, 1)
-        std = torch.tensor(build.CLIP_STD).view(3, 1, 1)
-        return (self.pixels[list(indices)].float() / 255 - mean) / std
 
     def encode(self, examples: Sequence[Example], *, whole: bool) -> dict[str, Tensor]:
         """Tokenize with padding on the right; labels on the answer, or on the ``whole`` text."""
@@ -133,6 +129,19 @@ class Classroom:
     def checkpoint(self, stage: str) -> Path:
         """Where the weights after ``stage`` are kept."""
         return self.work / f"{stage}.safetensors"
+
+
+def drawn(pictures: Iterable[Scene]) -> Tensor:
+    """Draw scenes as uint8 (n, 3, SIDE, SIDE)."""
+    stacked = np.stack([np.asarray(picture.draw()) for picture in pictures])
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Pixels as the processor hands them to the tower: float32 (n, 3, SIDE, SIDE)."""
+    mean = torch.tensor(build.CLIP_MEAN).view(3, 1, 1)
+    std = torch.tensor(build.CLIP_STD).view(3, 1, 1)
+    return (pixels.float() / 255 - mean) / std
 
 
 def answer_loss(
@@ -198,20 +207,23 @@ def train_text(room: Classroom, stage: str) -> None:
 
 
 def train_tower(room: Classroom, stage: str) -> None:
-    """Stage ``tower``: every patch tells which object covers it, and in which colour."""
+    """Stages ``tower`` and ``sharpen``: every patch tells what covers it, and in which colour."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
     tower = room.model.model.vision_tower
     width = room.recipe.size.vision_width
     torch.manual_seed(room.recipe.seed)
     heads = nn.ModuleList([nn.Linear(width, len(THINGS) + 1), nn.Linear(width, len(COLORS))])
-    things, colors = _patch_labels(room.scenes, room.recipe.size.patch)
-    room.pixels  # noqa: B018 - drawn here, before the bar starts
 
     def loss_of(_: int) -> Tensor:
-        indices = rng.choices(range(len(room.scenes)), k=room.recipe.batch)
-        states = tower(room.normalised(indices), output_hidden_states=True).hidden_states[-1]
+        if stage == "tower":
+            indices = rng.choices(range(len(room.scenes)), k=room.recipe.batch)
+            shown, pixels = [room.scenes[i] for i in indices], room.pixels[indices]
+        else:
+            shown = scenes(rng, room.recipe.batch)
+            pixels = drawn(shown)
+        what, which = _patch_labels(shown, room.recipe.size.patch)
+        states = tower(normalised(pixels), output_hidden_states=True).hidden_states[-1]
         patches = states[:, 1:]
-        what, which = things[indices], colors[indices]
         loss = nn.functional.cross_entropy(heads[0](patches).flatten(0, 1), what.flatten())
         return loss + nn.functional.cross_entropy(
             heads[1](patches).flatten(0, 1), which.flatten(), ignore_index=-1
@@ -223,9 +235,9 @@ def train_tower(room: Classroom, stage: str) -> None:
 
 
 def train_projector(room: Classroom, stage: str) -> None:
-    """Stage ``projector``: captions through the projector, tower and decoder frozen."""
+    """Stage ``projector``: what pictures show, tower and decoder frozen."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
-    _teach(room, stage, caption_examples(rng, room.scenes), decoder=False, whole=False)
+    _teach(room, stage, picture_examples(rng, room.scenes), decoder=False, whole=False)
 
 
 def train_instruct(room: Classroom, stage: str) -> None:
@@ -288,7 +300,9 @@ def tower_features(room: Classroom) -> Tensor:
     chunks = range(0, len(room.scenes), 256)
     for start in tqdm(chunks, "looking", leave=False):
         indices = range(start, min(start + 256, len(room.scenes)))
-        states = tower(room.normalised(indices), output_hidden_states=True).hidden_states[-1]
+        states = tower(
+            normalised(room.pixels[list(indices)]), output_hidden_states=True
+        ).hidden_states[-1]
         found.append(states[:, 1:].half())
     return torch.cat(found)
 
@@ -318,6 +332,7 @@ _TRAIN: dict[str, Callable[[Classroom, str], None]] = {
     "pretrain": train_text,
     "align": train_text,
     "tower": train_tower,
+    "sharpen": train_tower,
     "projector": train_projector,
     "instruct": train_instruct,
 }
@@ -349,7 +364,7 @@ def _part_of(room: Classroom, stage: str) -> nn.Module:
     tower: nn.Module = inner.vision_tower
     decoder: nn.Module = inner.language_model
     both = nn.ModuleDict({"projector": projector, "decoder": decoder})
-    parts = {"tower": tower, "projector": projector, "instruct": both}
+    parts = {"tower": tower, "sharpen": tower, "projector": projector, "instruct": both}
     return parts.get(stage, decoder)
 
 
