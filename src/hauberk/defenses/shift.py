@@ -241,8 +241,10 @@ class _Session:
             self.twins = TwinStates(model, shift.processor, shift.setting.blank)
         self.rows: Tensor | None = None
         """Rows with an image; None while nothing is to be edited."""
-        self.where = torch.empty(0)
+        self.where = torch.empty(0, 0, dtype=torch.bool)
         """Positions to edit in this pass, bool (rows, positions)."""
+        self.spots = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+        """The same as indices: found once a pass, not once a block."""
         self.added = self.fixed
         self.prompt = torch.empty(0, 0)
         self.length = 0
@@ -270,16 +272,19 @@ class _Session:
 
     def edit(self, layer: int, states: Tensor) -> Tensor:
         """Add the shift at one block: (rows, positions, hidden size) -> the same."""
-        if self.rows is None:
+        row, position = (spot.to(states.device) for spot in self.spots)
+        if self.rows is None or not len(row):
             return states
         added = self.added[layer].to(states.device)
-        if added.ndim == 1:
-            added = added.expand(len(states), -1)
-        edited = states.clone()
         # In float32 before it meets half precision states, so that small steps are not lost.
-        row, position = self.where.to(states.device).nonzero(as_tuple=True)
-        edited[row, position] = (edited[row, position].float() + added[row]).to(states.dtype)
-        return edited
+        moved = states[row, position].float() + (added[row] if added.ndim > 1 else added)
+        return states.index_put((row, position), moved.to(states.dtype))
+
+    def _aim(self, where: Tensor) -> None:
+        """Set the positions to edit in this pass."""
+        if where.shape != self.where.shape or not torch.equal(where, self.where):
+            rows, positions = where.nonzero(as_tuple=True)
+            self.where, self.spots = where, (rows, positions)
 
     def _read_prompt(self, ids: Tensor, mask: Tensor | None) -> None:
         self.rows = None  # the twins run through the same blocks, unedited
@@ -294,7 +299,7 @@ class _Session:
         attended = mask.bool()
         last = (attended * positions).amax(1, keepdim=True)
         chosen = attended if self.setting.position == "all" else positions == last
-        self.where = chosen & pictured.unsqueeze(1)
+        self._aim(chosen & pictured.unsqueeze(1))
         self.rows = pictured
 
     def _continues(self, ids: Tensor, cache: Any) -> bool:
@@ -315,6 +320,6 @@ class _Session:
         if self.setting.steps == "prefill":
             new = torch.zeros_like(new)
         if past:
-            self.where = new
+            self._aim(new)
         else:
-            self.where = torch.cat([self.where, new], dim=1)
+            self._aim(torch.cat([self.where, new], dim=1))
