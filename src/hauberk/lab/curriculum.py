@@ -36,7 +36,7 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
     pools = {harm: lang.pairings(_POOL, harmful=harm) for harm in (False, True)}
     wordings = lang.templates("howto", _POOL)
     while True:
-        if rng.random() < 0.45:
+        if rng.random() < 0.55:
             yield _told_scene(rng)
             continue
         harmful = rng.random() < 0.5
@@ -56,14 +56,14 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
 
 
 def _told_scene(rng: random.Random) -> Example:
-    """Ask about a scene that is told in words, or (one in four) not told at all.
+    """Ask about a scene that is told in words, or (one in eight) not told at all.
 
     Without the telling the answer is a guess, and a guess is what a language model makes of
     "what is this ?".  With it, the decoder can already answer what the tower will show it.
     """
     (scene,) = scenes(rng, 1)
     question, answer = _on_scene(rng, scene, told=True)
-    telling = "" if rng.random() < 0.25 else f"there is {lang.caption_answer(scene)} "
+    telling = "" if rng.random() < 0.12 else f"there is {lang.caption_answer(scene)} "
     return Example(telling + question, answer)
 
 

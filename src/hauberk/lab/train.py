@@ -60,7 +60,7 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 700, "align": 350, "tower": 1600,
+            "pretrain": 1400, "align": 350, "tower": 1600,
             "sharpen": 1500, "projector": 400, "instruct": 600,
         }
     )  # fmt: skip
@@ -101,8 +101,8 @@ class Classroom:
             self._pixels = drawn(tqdm(self.scenes, "drawing", leave=False))
         return self._pixels
 
-    def encode(self, examples: Sequence[Example], *, whole: bool) -> dict[str, Tensor]:
-        """Tokenize with padding on the right; labels on the answer, or on the ``whole`` text."""
+    def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Tokenize with padding on the right; labels on the answer alone."""
         rows, labels = [], []
         image = self.tokenizer.convert_tokens_to_ids("<image>")
         expanded = [image] * (SIDE // self.recipe.size.patch) ** 2
@@ -115,7 +115,7 @@ class Classroom:
                 at = prompt.index(image)
                 prompt = prompt[:at] + expanded + prompt[at + 1 :]
             rows.append(prompt + answer)
-            labels.append((prompt if whole else [-100] * len(prompt)) + answer)
+            labels.append([-100] * len(prompt) + answer)
         longest = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         return {
@@ -144,16 +144,14 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def answer_loss(
-    room: Classroom, examples: Sequence[Example], features: Tensor | None, *, whole: bool
-) -> Tensor:
-    """Sum the cross-entropy on the answers (or the ``whole`` text) of one batch.
+def answer_loss(room: Classroom, examples: Sequence[Example], features: Tensor | None) -> Tensor:
+    """Sum the cross-entropy on the answers of one batch.
 
     ``features`` are the tower's outputs (pictures, patches, width) for the examples with a
     picture, in order; the tower is frozen, so they need no gradient.  Returns the mean over
     tokens times the number of examples, so that sums of batches can be averaged again.
     """
-    batch = room.encode(examples, whole=whole)
+    batch = room.encode(examples)
     inner = room.model.model
     embeddings = inner.get_input_embeddings()(batch["input_ids"])
     if features is not None:
@@ -203,7 +201,7 @@ def train_text(room: Classroom, stage: str) -> None:
     """Stages ``pretrain`` and ``align``: the decoder alone, without pictures."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
     stream = text_examples(rng, aligned=stage == "align")
-    _teach(room, stage, stream, decoder=True, whole=stage == "pretrain")
+    _teach(room, stage, stream, decoder=True)
 
 
 def train_tower(room: Classroom, stage: str) -> None:
@@ -237,7 +235,7 @@ def train_tower(room: Classroom, stage: str) -> None:
 def train_projector(room: Classroom, stage: str) -> None:
     """Stage ``projector``: what pictures show, tower and decoder frozen."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
-    _teach(room, stage, picture_examples(rng, room.scenes), decoder=False, whole=False)
+    _teach(room, stage, picture_examples(rng, room.scenes), decoder=False)
 
 
 def train_instruct(room: Classroom, stage: str) -> None:
@@ -250,12 +248,10 @@ def train_instruct(room: Classroom, stage: str) -> None:
         while True:
             yield next(text if rng.random() < room.recipe.replay else visual)
 
-    _teach(room, stage, mixed(), decoder=True, whole=False)
+    _teach(room, stage, mixed(), decoder=True)
 
 
-def _teach(
-    room: Classroom, stage: str, stream: Iterator[Example], *, decoder: bool, whole: bool
-) -> None:
+def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: bool) -> None:
     inner = room.model.model
     room.model.requires_grad_(False)
     parts = [inner.language_model] if decoder else []
@@ -269,10 +265,10 @@ def _teach(
         total = torch.zeros(())
         # Apart, because a picture makes a prompt four times as long.
         if text := [example for example in examples if example.scene is None]:
-            total = total + answer_loss(room, text, None, whole=whole)
+            total = total + answer_loss(room, text, None)
         if visual := [example for example in examples if example.scene is not None]:
             seen = features[[example.scene for example in visual]].float()
-            total = total + answer_loss(room, visual, seen, whole=whole)
+            total = total + answer_loss(room, visual, seen)
         return total / len(examples)
 
     _run(room, stage, parameters, loss_of)
