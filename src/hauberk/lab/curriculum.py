@@ -52,6 +52,9 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
             )
         else:
             question = lang.howto_question(template, verb, thing)
+            if rng.random() < 0.35:  # beside a scene that has nothing to do with it
+                (scene,) = scenes(rng, 1)
+                question = f"there is {lang.caption_answer(scene)} {question}"
         yield Example(question, answer)
 
 

@@ -60,14 +60,14 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 1400, "align": 350, "tower": 1600,
-            "sharpen": 1500, "projector": 400, "instruct": 600,
+            "pretrain": 1400, "align": 500, "tower": 1600,
+            "sharpen": 1500, "projector": 300, "instruct": 900,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
         default_factory=lambda: {
             "pretrain": 2e-3, "align": 1e-3, "tower": 1.5e-3,
-            "sharpen": 1e-3, "projector": 3e-3, "instruct": 7e-4,
+            "sharpen": 1e-3, "projector": 3e-3, "instruct": 5e-4,
         }
     )  # fmt: skip
     replay: float = 0.34
