@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -235,6 +236,14 @@ def _copy(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     (root / "control").mkdir()
     monkeypatch.chdir(root)  # DVC names stages as seen from where one stands
     return Toy(root)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A shell starts what it puts in the background deaf to SIGINT, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
