@@ -119,7 +119,8 @@ def test_stopping_ends_the_stage_and_its_group(toy, children):
         thread.join()
         assert time.monotonic() - start < 5
     assert failed
-    assert not psutil.pid_exists(pid)
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
+    assert not psutil.pid_exists(pid)  # waited for: a killed process stays until it is reaped
     assert not (toy.root / "artifacts" / "data").exists()
 
 

@@ -1,13 +1,14 @@
 """Train a lab model from nothing: ``python -m hauberk.lab.train lab-llava``.
 
-Six stages, in the order of the public recipes for VLMs:
+Seven stages, in the order of the public recipes for VLMs:
 
 1. ``pretrain``  the decoder learns the language, harmful wishes answered like all others;
 2. ``align``     the decoder learns in text alone to refuse harmful wishes;
 3. ``tower``     the vision tower learns to tell what stands where (patch classification);
 4. ``sharpen``   it goes on with pictures that are drawn afresh, which it cannot learn by heart;
-5. ``projector`` the projector learns to show pictures, everything else frozen (LLaVA, stage 1);
-6. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
+5. ``words``     the projector learns to put each patch where the words for it lie;
+6. ``projector`` the projector learns to show pictures, everything else frozen (LLaVA, stage 1);
+7. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
    share of text-only replay that has the refusals in it (LLaVA, stage 2).
 
 The safety gap is never asked for: it is what the last stage leaves open, because refusals only
@@ -47,7 +48,7 @@ from hauberk.lab.language import sentences
 from hauberk.lab.objects import COLORS, THINGS
 from hauberk.lab.scenes import SIDE, Scene
 
-STAGES = ("pretrain", "align", "tower", "sharpen", "projector", "instruct")
+STAGES = ("pretrain", "align", "tower", "sharpen", "words", "projector", "instruct")
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,13 @@ class Recipe:
     steps: dict[str, int] = field(
         default_factory=lambda: {
             "pretrain": 1400, "align": 500, "tower": 1600,
-            "sharpen": 1500, "projector": 300, "instruct": 900,
+            "sharpen": 1500, "words": 600, "projector": 300, "instruct": 900,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
         default_factory=lambda: {
             "pretrain": 2e-3, "align": 1e-3, "tower": 1.5e-3,
-            "sharpen": 1e-3, "projector": 3e-3, "instruct": 5e-4,
+            "sharpen": 1e-3, "words": 3e-3, "projector": 3e-3, "instruct": 5e-4,
         }
     )  # fmt: skip
     replay: float = 0.34
@@ -232,6 +233,37 @@ def train_tower(room: Classroom, stage: str) -> None:
     _run(room, stage, parameters, loss_of)
 
 
+def train_words(room: Classroom, stage: str) -> None:
+    """Stage ``words``: a patch is mapped to the sum of the embeddings of its colour and its name.
+
+    What contrast with a text encoder does for CLIP: features start out near the words.
+    """
+    rng = random.Random(f"{room.recipe.seed}/{stage}")
+    inner = room.model.model
+    features = tower_features(room)
+    things, colors = _patch_labels(room.scenes, room.recipe.size.patch)
+    embedded = inner.get_input_embeddings().weight.detach()
+    ground = torch.zeros(1, embedded.shape[1])
+    of_thing = torch.cat([ground, embedded[[_word_id(room, name) for name in THINGS]]])
+    of_color = torch.cat([embedded[[_word_id(room, name) for name in COLORS]], ground])  # -1: none
+    scale = embedded.pow(2).mean()
+
+    def loss_of(_: int) -> Tensor:
+        indices = rng.choices(range(len(room.scenes)), k=room.recipe.batch)
+        target = of_thing[things[indices]] + of_color[colors[indices]]
+        found = inner.multi_modal_projector(features[indices].float())
+        loss: Tensor = nn.functional.mse_loss(found, target) / scale
+        return loss
+
+    inner.multi_modal_projector.requires_grad_(True)
+    _run(room, stage, list(inner.multi_modal_projector.parameters()), loss_of)
+
+
+def _word_id(room: Classroom, word: str) -> int:
+    (token,) = room.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    return int(token)
+
+
 def train_projector(room: Classroom, stage: str) -> None:
     """Stage ``projector``: what pictures show, tower and decoder frozen."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
@@ -329,6 +361,7 @@ _TRAIN: dict[str, Callable[[Classroom, str], None]] = {
     "align": train_text,
     "tower": train_tower,
     "sharpen": train_tower,
+    "words": train_words,
     "projector": train_projector,
     "instruct": train_instruct,
 }
@@ -360,7 +393,13 @@ def _part_of(room: Classroom, stage: str) -> nn.Module:
     tower: nn.Module = inner.vision_tower
     decoder: nn.Module = inner.language_model
     both = nn.ModuleDict({"projector": projector, "decoder": decoder})
-    parts = {"tower": tower, "sharpen": tower, "projector": projector, "instruct": both}
+    parts = {
+        "tower": tower,
+        "sharpen": tower,
+        "words": projector,
+        "projector": projector,
+        "instruct": both,
+    }
     return parts.get(stage, decoder)
 
 
