@@ -30,7 +30,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-out, err = Console(soft_wrap=False), Console(stderr=True)
+WIDE = 160
+"""Columns of a table that goes into a file or a pipe, where no terminal says how wide it is."""
+out = Console(soft_wrap=False, width=None if sys.stdout.isatty() else WIDE)
+err = Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Stages = Annotated[
@@ -81,6 +84,8 @@ def run(
     Example: `python -m flows run --profile quick`
 
     With stages named, only these and what they need are run, and nothing is published.
+    A gate that refuses is a result and not a failure: the reason is printed and the status is 0;
+    `promote` ends with 1.
     """
     from flows.driver import driving
     from flows.parameters import check, set_profile
@@ -101,8 +106,8 @@ def run(
         err.print("interrupted; nothing is half-written, run again to go on", style="yellow")
         raise typer.Exit(130) from None
     _report(root, record, as_json=as_json)
-    if record.refused:
-        raise FlowError("\n".join(why for _, why in record.refused))
+    for _, why in record.refused:
+        err.print(why, style="yellow", highlight=False)
 
 
 def _run(driver: "Driver", names: list[str], *, publish: bool) -> "Record":
