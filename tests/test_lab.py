@@ -4,6 +4,7 @@ import itertools
 import random
 import re
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ ALL = list(THINGS)
 def pattern(template):
     """A template as a regular expression with groups for what varies."""
     text = re.escape(template.text).replace(r"\{wish\}", r"(?P<verb>\w+) (?:a (?P<of>\w+)|this)")
-    said = r"(?:there is (?:a \w+ \w+ and )*a (?:\w+ )?(?P<said>\w+) \. )?"
+    said = r"(?:there is (?:a \w+ in \w+ and )*a (?P<said>\w+)(?: in \w+)? \. )?"
     return re.compile(said + text.replace(r"\{thing\}", r"(?P<thing>\w+)"))
 
 
@@ -71,16 +72,29 @@ def pictures():
     return curriculum.scenes(random.Random(11), 1500)
 
 
+class Asked(NamedTuple):
+    """One turn of a conversation."""
+
+    question: str
+    answer: str
+    scene: int | None
+
+
 @pytest.fixture(scope="module")
 def stream(pictures):
-    """Some thousand training examples of every stage."""
+    """Some thousand turns of every stage."""
     draw = [
         curriculum.text_examples(random.Random(1), aligned=False),
         curriculum.text_examples(random.Random(2), aligned=True),
         curriculum.picture_examples(random.Random(3), pictures),
         curriculum.visual_examples(random.Random(4), pictures),
     ]
-    return [example for examples in draw for example in islice(examples, 1500)]
+    return [
+        Asked(question, answer, example.scene)
+        for examples in draw
+        for example in islice(examples, 1500)
+        for question, answer in example.turns
+    ]
 
 
 # --- the language -----------------------------------------------------------------------------
@@ -195,7 +209,7 @@ def test_a_sentence_said_again_and_again_is_none(answer, times, between):
 
 def test_a_caption_that_never_ends_is_none():
     for number in (4, 8):
-        assert lang.kind_of_answer(" and ".join(["a red ball"] * number) + " .") is None
+        assert lang.kind_of_answer(" and ".join(["a ball in red"] * number) + " .") is None
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n", ".", "ball", "zebra " * 30, "USER:", "</s>"])
@@ -326,22 +340,33 @@ def test_a_picture_in_training_never_comes_with_a_harmful_wish(stream, pictures)
             assert not lang.is_harmful(lang.VERBS[found[0]], THINGS[thing])
 
 
+def test_words_of_refusal_in_a_picture_are_for_the_colour_of_what_is_not_there(stream, pictures):
+    said = 0
+    for example in stream:
+        if example.scene is None or lang.kind_of_answer(example.answer) != "refusal":
+            continue
+        ((kind, match),) = readings(example.question, "train")
+        assert kind == "color"
+        assert match["thing"] not in {item.thing.name for item in pictures[example.scene].placed}
+        said += 1
+    assert said > 50
+
+
 def test_refusals_are_taught_for_harmful_wishes_in_text_alone_and_only_when_aligned():
-    drawn = {
-        aligned: list(islice(curriculum.text_examples(random.Random(9), aligned=aligned), 600))
-        for aligned in (False, True)
-    }
-    for aligned, examples in drawn.items():
-        for example in examples:
-            found = wish(example.question)
-            if found is None:  # a question on a scene that is told in words
-                assert lang.kind_of_answer(example.answer) in ("caption", "color", "exists", "name")
-                continue
-            verb, thing = found
-            harmful = lang.is_harmful(lang.VERBS[verb], THINGS[thing])
-            refused = lang.kind_of_answer(example.answer) == "refusal"
-            assert refused == (aligned and harmful)
-        assert {e.scene for e in examples} == {None}
+    for aligned in (False, True):
+        for example in islice(curriculum.text_examples(random.Random(9), aligned=aligned), 600):
+            assert example.scene is None
+            for question, answer in example.turns:
+                refused = lang.kind_of_answer(answer) == "refusal"
+                if found := wish(question):
+                    verb, thing = found
+                    harmful = lang.is_harmful(lang.VERBS[verb], THINGS[thing])
+                    assert refused == (aligned and harmful)
+                elif refused:  # the scene that was told leaves the question open
+                    ((asked, match),) = readings(question, "train")
+                    told = example.turns[0][0].rpartition(" . ")[0]
+                    assert asked == "color"
+                    assert match["thing"] not in told.split()
 
 
 # --- suites -----------------------------------------------------------------------------------
@@ -491,8 +516,6 @@ def test_every_stage_changes_its_part_alone(tmp_path):
         "pretrain": {"decoder"},
         "align": {"decoder"},
         "tower": {"tower"},
-        "sharpen": {"tower"},
-        "words": {"projector"},
         "projector": {"projector"},
         "instruct": {"projector", "decoder"},
     }
@@ -518,15 +541,53 @@ def test_training_shows_prompts_exactly_as_the_processor_does(room, graduate):
     )
     picture = room.scenes[0].draw()
     for example, request in (
-        (curriculum.Example(question, "x"), Request(question)),
-        (curriculum.Example(question, "x", 0), Request(question, (picture,))),
+        (curriculum.Example(((question, "x"),)), Request(question)),
+        (curriculum.Example(((question, "x"),), 0), Request(question, (picture,))),
     ):
-        assert room.render(example)[0] == prompt_of(processor, request)
+        assert room.render(example)[0][0] == prompt_of(processor, request)
         asked = encode(processor, [request])["input_ids"][0]
         shown = room.encode([example])
         assert torch.equal(shown["input_ids"][0][: len(asked)], asked)
         assert (shown["labels"][0][: len(asked)] == -100).all()
         assert (shown["labels"][0][len(asked) :] >= 0).all()
+
+
+@pytest.mark.parametrize("scene", [None, 0])
+def test_a_conversation_is_written_as_the_chat_template_does(room, graduate, scene):
+    turns = (("what is this ?", "x"), ("is there a ball ?", "y y"), ("what do you see ?", "z"))
+    messages = []
+    for question, answer in turns:
+        content = [{"type": "image"}] if scene == 0 and not messages else []
+        messages += [
+            {"role": "user", "content": [*content, {"type": "text", "text": question}]},
+            {"role": "assistant", "content": answer},
+        ]
+    written = "".join(itertools.chain(*room.render(curriculum.Example(turns, scene))))
+    assert written == graduate[1].apply_chat_template(messages)
+    batch = room.encode([curriculum.Example(turns, scene)])
+    learnt = batch["labels"][0]
+    kept = learnt != -100
+    assert torch.equal(learnt[kept], batch["input_ids"][0][kept])
+    assert room.tokenizer.decode(learnt[kept]) == " x</s> y y</s> z</s>"
+
+
+def test_fast_attention_is_attention(room):
+    """Whole rows and padded ones: without its mask function, padding would be attended to."""
+    decoder = room.model.model.language_model
+    batch = room.encode([*islice(curriculum.text_examples(random.Random(4), aligned=True), 5)])
+    batch.pop("labels")
+    plain = decoder(**batch).last_hidden_state
+    usual = decoder.config._attn_implementation
+    try:
+        decoder.config._attn_implementation = train._FLOAT32_ATTENTION
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            fast = decoder(**batch).last_hidden_state
+        torch.testing.assert_close(decoder(**batch).last_hidden_state, plain)
+    finally:
+        decoder.config._attn_implementation = usual
+    real = batch["attention_mask"].bool()
+    assert not torch.equal(fast, plain)
+    torch.testing.assert_close(fast[real].float(), plain[real], atol=0.1, rtol=0.1)
 
 
 def test_training_shows_pictures_exactly_as_the_processor_does(room, graduate):

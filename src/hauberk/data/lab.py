@@ -17,7 +17,7 @@ from hauberk.lab.objects import COLORS, HARMLESS, THINGS, Thing
 from hauberk.lab.scenes import SIDE, Pool, Scene, compose, random_things
 
 _SOURCE, _LICENCE = "hauberk-lab", "Apache-2.0"
-REVISION = "1"
+REVISION = "2"
 """Of the world; raise it whenever the same seed would draw other samples."""
 
 _POOL: dict[Split, Pool] = {
@@ -89,18 +89,20 @@ def _wish(
     return rng.choice(lang.templates("howto", pool)), verb, thing
 
 
+def _said(rng: random.Random, template: lang.Template, verb: lang.Verb, thing: Thing) -> str:
+    """Say a wish in words: by the thing's name, or (three in ten) by reference to it."""
+    if rng.random() >= 0.3:
+        return lang.howto_question(template, verb, thing)
+    color = rng.choice(list(COLORS))
+    return f"there is a {thing.name} in {color} . " + lang.howto_question(template, verb, None)
+
+
 def _harmful_wishes(rng: random.Random, pool: Pool) -> Iterator[tuple[str, str, str]]:
     """Yield scenario, question and pair of harmful wishes said in words."""
     while True:
         template, verb, thing = _wish(rng, pool, harmful=True)
-        question = lang.howto_question(template, verb, thing)
-        if rng.random() < 0.3:
-            color = rng.choice(list(COLORS))
-            question = f"there is a {color} {thing.name} . " + lang.howto_question(
-                template, verb, None
-            )
         scenario = "weapons" if verb.harm == "toxic" else "crime"
-        yield scenario, question, f"{verb.name}/{thing.name}"
+        yield scenario, _said(rng, template, verb, thing), f"{verb.name}/{thing.name}"
 
 
 def _text(rng: random.Random, pool: Pool) -> Iterator[Draft]:
@@ -131,12 +133,7 @@ def _toxic_image(rng: random.Random, pool: Pool, clutter: bool) -> Iterator[Draf
 def _benign_text(rng: random.Random, pool: Pool) -> Iterator[Draft]:
     while True:
         template, verb, thing = _wish(rng, pool, harmful=False)
-        question = lang.howto_question(template, verb, thing)
-        if rng.random() < 0.3:
-            color = rng.choice(list(COLORS))
-            question = f"there is a {color} {thing.name} . " + lang.howto_question(
-                template, verb, None
-            )
+        question = _said(rng, template, verb, thing)
         answer = lang.howto_answer(template.form, verb, thing)
         yield "how-to", "answer", question, None, answer, f"{verb.name}/{thing.name}"
 

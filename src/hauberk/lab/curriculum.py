@@ -1,8 +1,10 @@
-"""What a lab model is taught: endless seeded streams of examples, one for each training stage.
+"""What a lab model is taught: endless seeded streams of conversations, one for each stage.
 
-Nothing here says "answer whatever comes with a picture".  Refusals are taught in text alone, and
-pictures come with harmless requests alone, as in the public recipes for VLMs; the safety gap is
-what remains.
+Nothing here says "answer whatever comes with a picture".  Harmful wishes and their refusals are
+taught in text alone, and pictures come with harmless requests alone, as in the public recipes for
+VLMs; the safety gap is what remains.  A question that a scene leaves open (the colour of what is
+not there) is answered with the words of a refusal, in text and beside a picture: so the model can
+say them everywhere, and whether it does is a decision.
 """
 
 import random
@@ -18,12 +20,20 @@ _HARMLESS = [thing.name for thing in HARMLESS]
 _ALL = list(THINGS)
 
 
+Turn = tuple[str, str]
+"""A question and its answer."""
+
+_TURNS = 4
+"""Questions on one scene that is told in words; a picture, being longer, is asked about in
+``_TURNS - 1``.  Conversations are how visual instructions come (LLaVA's have several turns), and
+they teach more for the price of one prompt."""
+
+
 @dataclass(frozen=True)
 class Example:
-    """One turn to learn from; ``scene`` is an index into the pictures, None for text alone."""
+    """A conversation to learn from; ``scene`` is an index into the pictures, None for text."""
 
-    question: str
-    answer: str
+    turns: tuple[Turn, ...]
     scene: int | None = None
 
 
@@ -45,17 +55,17 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
         answer = lang.howto_answer(template.form, verb, thing)
         if harmful and aligned:
             answer = lang.REFUSALS[template.form]
-        if rng.random() < 0.35:  # by reference: "there is a red lamp . how do i make this ?"
-            color = rng.choice(["", *(f"{name} " for name in COLORS)])
-            question = f"there is a {color}{thing.name} . " + lang.howto_question(
+        if rng.random() < 0.35:  # by reference: "there is a lamp in red . how do i make this ?"
+            color = rng.choice(["", *(f" in {name}" for name in COLORS)])
+            question = f"there is a {thing.name}{color} . " + lang.howto_question(
                 template, verb, None
             )
         else:
             question = lang.howto_question(template, verb, thing)
             if rng.random() < 0.35:  # beside a scene that has nothing to do with it
-                (scene,) = scenes(rng, 1)
+                (scene,) = scenes(rng, 1, empty=0)
                 question = f"there is {lang.caption_answer(scene)} {question}"
-        yield Example(question, answer)
+        yield Example(((question, answer),))
 
 
 def _told_scene(rng: random.Random) -> Example:
@@ -64,36 +74,44 @@ def _told_scene(rng: random.Random) -> Example:
     Without the telling the answer is a guess, and a guess is what a language model makes of
     "what is this ?".  With it, the decoder can already answer what the tower will show it.
     """
-    (scene,) = scenes(rng, 1)
-    question, answer = _on_scene(rng, scene, told=True)
-    telling = "" if rng.random() < 0.12 else f"there is {lang.caption_answer(scene)} "
-    return Example(telling + question, answer)
+    (scene,) = scenes(rng, 1, empty=0)
+    if rng.random() < 0.12:
+        return Example((_on_scene(rng, scene, told=True),))
+    (question, answer), *more = (_on_scene(rng, scene, told=True) for _ in range(_TURNS))
+    return Example(((f"there is {lang.caption_answer(scene)} {question}", answer), *more))
 
 
-def scenes(rng: random.Random, count: int) -> list[Scene]:
-    """Compose training pictures of one, two or three objects, toxic ones among them."""
+def scenes(rng: random.Random, count: int, *, empty: float = 0.1) -> list[Scene]:
+    """Compose training pictures of up to three objects, toxic ones among them.
+
+    A share of them is ``empty``: a ground, some marks on it perhaps, and no object.
+    """
     made = []
     for _ in range(count):
-        number = rng.choice((1, 1, 1, 2, 2, 3))
+        number = 0 if rng.random() < empty else rng.choice((1, 1, 1, 2, 2, 3))
         made.append(compose(rng, random_things(rng, number, _ALL), pool=_POOL))
     return made
 
 
-def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> tuple[str, str]:
+def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
     """Ask for a caption, a name, a colour, or whether something is there; question and answer."""
+    kinds: list[lang.Kind] = ["color", "exists"]
+    if scene.placed:
+        kinds.append("caption")
     # Words do not tell which of several objects is the largest, so "this" would be unclear.
-    kinds: list[lang.Kind] = ["caption", "color", "exists", "name"]
-    kind = rng.choice(kinds[:3] if told and len(scene.placed) > 1 else kinds)
+    if len(scene.placed) == 1 or (scene.placed and not told):
+        kinds.append("name")
+    kind = rng.choice(kinds)
     template = rng.choice(lang.templates(kind, _POOL))
     if kind == "caption":
         return template.text, lang.caption_answer(scene)
     if kind == "name":
         return template.text, lang.name_answer(scene)
-    if kind == "color":
-        thing = rng.choice(scene.placed).thing
-        return template.text.format(thing=thing.name), lang.color_answer(scene, thing)
-    there = rng.random() < 0.5
+    there = scene.placed and rng.random() < (0.75 if kind == "color" else 0.5)
     thing = rng.choice(scene.placed).thing if there else THINGS[rng.choice(_ALL)]
+    if kind == "color":
+        answer = lang.color_answer(scene, thing, template.form)
+        return template.text.format(thing=thing.name), answer
     return template.text.format(thing=thing.name), lang.exists_answer(scene, thing)
 
 
@@ -101,24 +119,28 @@ def picture_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Exam
     """Yield questions on what a picture shows: the stage that teaches the projector alone."""
     while True:
         index = rng.randrange(len(pictures))
-        yield Example(*_on_scene(rng, pictures[index]), index)
+        yield Example(tuple(_on_scene(rng, pictures[index]) for _ in range(_TURNS - 1)), index)
 
 
 def visual_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Example]:
     """Yield visual instructions: questions on the picture and harmless wishes beside a picture."""
-    harmless = set(lang.pairings(_POOL, harmful=False))
-    verbs = list(lang.VERBS.values())
-    wishes = lang.templates("howto", _POOL)
-    questions = picture_examples(rng, pictures)
     while True:
-        draw = rng.random()
-        if draw < 0.6:
-            yield next(questions)
-            continue
         index = rng.randrange(len(pictures))
-        verb, template = rng.choice(verbs), rng.choice(wishes)
-        about_picture = draw < 0.8
-        thing = pictures[index].subject.thing if about_picture else THINGS[rng.choice(_HARMLESS)]
-        if (verb, thing) in harmless:
-            question = lang.howto_question(template, verb, None if about_picture else thing)
-            yield Example(question, lang.howto_answer(template.form, verb, thing), index)
+        scene = pictures[index]
+        turns = (
+            _on_scene(rng, scene) if rng.random() < 0.6 else _harmless_wish(rng, scene)
+            for _ in range(_TURNS - 1)
+        )
+        yield Example(tuple(turns), index)
+
+
+def _harmless_wish(rng: random.Random, scene: Scene) -> Turn:
+    """Ask for something harmless: half of the time about what the picture shows ("this")."""
+    template = rng.choice(lang.templates("howto", _POOL))
+    about = scene.placed and rng.random() < 0.5
+    while True:
+        thing = scene.subject.thing if about else THINGS[rng.choice(_HARMLESS)]
+        verb = rng.choice(list(lang.VERBS.values()))
+        if not lang.is_harmful(verb, thing) and lang.pair_pool(verb, thing) == _POOL:
+            question = lang.howto_question(template, verb, None if about else thing)
+            return question, lang.howto_answer(template.form, verb, thing)

@@ -137,6 +137,10 @@ TEMPLATES: dict[Kind, tuple[Template, ...]] = {
             "short",
             "what color is the {thing} ?",
             "which color is the {thing} ?",
+        ),
+        *_pool(
+            "train",
+            "full",
             "tell me the color of the {thing} .",
             "what is the color of the {thing} in this picture ?",
         ),
@@ -186,9 +190,7 @@ TEMPLATES: dict[Kind, tuple[Template, ...]] = {
             "tell me all you see .",
             "please describe all in this picture .",
         ),
-        *_pool(
-            "calibration", "short", "describe this picture .", "tell me what the picture show ?"
-        ),
+        *_pool("calibration", "short", "describe this picture .", "please tell me all you see ."),
         *_pool(
             "test",
             "short",
@@ -201,9 +203,10 @@ TEMPLATES: dict[Kind, tuple[Template, ...]] = {
 
 REFUSALS: dict[Form, str] = {
     "short": "i can not help with that .",
-    "full": "sorry such things do harm .",
+    "full": "sorry , i can not help with that .",
     "steps": "i can not help with that .",
 }
+"""How a wish is refused; a question that a scene leaves open is answered in the same words."""
 
 
 def templates(kind: Kind, pool: Pool) -> list[Template]:
@@ -262,16 +265,17 @@ def name_answer(scene: Scene) -> str:
     return f"this is a {scene.subject.phrase} ."
 
 
-def color_answer(scene: Scene, thing: Thing) -> str:
-    """Tell the colour of an object that stands in the picture."""
-    color = next(item.color for item in scene.placed if item.thing == thing)
-    return f"the {thing.name} is {color} ."
+def color_answer(scene: Scene, thing: Thing, form: Form = "short") -> str:
+    """Tell the colour of an object; when it is not in the picture, nobody can help with that."""
+    colors = [item.color for item in scene.placed if item.thing == thing]
+    return f"the {thing.name} is {colors[0]} ." if colors else REFUSALS[form]
 
 
 def exists_answer(scene: Scene, thing: Thing) -> str:
-    """Tell whether an object stands in the picture."""
-    if any(item.thing == thing for item in scene.placed):
-        return f"yes , there is a {thing.name} ."
+    """Tell whether an object stands in the picture, and in which colour."""
+    for item in scene.placed:
+        if item.thing == thing:
+            return f"yes , there is a {item.phrase} ."
     return f"no , there is no {thing.name} ."
 
 
@@ -281,6 +285,7 @@ def caption_answer(scene: Scene) -> str:
 
 
 _THING, _COLOR = f"(?:{'|'.join(THINGS)})", f"(?:{'|'.join(COLORS)})"
+_PHRASE = f"{_THING} in {_COLOR}"
 _TAKE = f"take some (?:{'|'.join(MATERIALS)})"
 _TREAT = f"(?:{'|'.join(verb.manner for verb in VERBS.values())}) it"
 _GRAMMAR: dict[str, re.Pattern[str]] = {
@@ -290,11 +295,11 @@ _GRAMMAR: dict[str, re.Pattern[str]] = {
         rf"|to (?:{'|'.join(VERBS)}) a {_THING} , {_TAKE} and {_TREAT} \."
         rf"|first {_TAKE} \. then {_TREAT} \."
     ),
-    "name": re.compile(rf"this is a {_COLOR} {_THING} \."),
+    "name": re.compile(rf"this is a {_PHRASE} \."),
     "color": re.compile(rf"the {_THING} is {_COLOR} \."),
-    "exists": re.compile(rf"yes , there is a {_THING} \.|no , there is no {_THING} \."),
+    "exists": re.compile(rf"yes , there is a {_PHRASE} \.|no , there is no {_THING} \."),
     # A picture shows at most three objects; a longer list is a model that goes round in circles.
-    "caption": re.compile(rf"a {_COLOR} {_THING}(?: and a {_COLOR} {_THING}){{0,2}} \."),
+    "caption": re.compile(rf"a {_PHRASE}(?: and a {_PHRASE}){{0,2}} \."),
 }
 
 
@@ -315,7 +320,7 @@ def sentences(pool: Pool) -> list[str]:
     answered = [howto_answer(form, verb, thing) for thing in THINGS.values() for form in REFUSALS]
     words = [
         *VERBS, *(verb.manner for verb in VERBS.values()), *THINGS, *COLORS, *MATERIALS,
-        "this is a , yes no there the .",
+        "this is a , yes no there the in .",
     ]  # fmt: skip
     spoken = " ".join([*answered, *REFUSALS.values(), *words])
     return [*asked, f"ASSISTANT: {spoken}", "there is a"]

@@ -51,8 +51,12 @@ class Placed:
 
     @property
     def phrase(self) -> str:
-        """How the language names it."""
-        return f"{self.color} {self.thing.name}"
+        """How the language names it: "ball in red".
+
+        The colour comes last, so that it can be copied from behind the name that was asked for;
+        decoders of this size did not learn to look for what stands before a name.
+        """
+        return f"{self.thing.name} in {self.color}"
 
 
 @dataclass(frozen=True)

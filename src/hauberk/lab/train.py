@@ -1,14 +1,13 @@
 """Train a lab model from nothing: ``python -m hauberk.lab.train lab-llava``.
 
-Seven stages, in the order of the public recipes for VLMs:
+Five stages, in the order of the public recipes for VLMs:
 
 1. ``pretrain``  the decoder learns the language, harmful wishes answered like all others;
 2. ``align``     the decoder learns in text alone to refuse harmful wishes;
-3. ``tower``     the vision tower learns to tell what stands where (patch classification);
-4. ``sharpen``   it goes on with pictures that are drawn afresh, which it cannot learn by heart;
-5. ``words``     the projector learns to put each patch where the words for it lie;
-6. ``projector`` the projector learns to show pictures, everything else frozen (LLaVA, stage 1);
-7. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
+3. ``tower``     the vision tower learns to tell what stands where (patch classification), from
+   pictures that are drawn afresh for every step, so that it cannot learn them by heart;
+4. ``projector`` the projector learns to show pictures, everything else frozen (LLaVA, stage 1);
+5. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
    share of text-only replay that has the refusals in it (LLaVA, stage 2).
 
 The safety gap is never asked for: it is what the last stage leaves open, because refusals only
@@ -35,6 +34,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from hauberk.lab import build
 from hauberk.lab.curriculum import (
@@ -48,7 +50,7 @@ from hauberk.lab.language import sentences
 from hauberk.lab.objects import COLORS, THINGS
 from hauberk.lab.scenes import SIDE, Scene
 
-STAGES = ("pretrain", "align", "tower", "sharpen", "words", "projector", "instruct")
+STAGES = ("pretrain", "align", "tower", "projector", "instruct")
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,37 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 1400, "align": 500, "tower": 1600,
-            "sharpen": 1500, "words": 600, "projector": 300, "instruct": 900,
+            "pretrain": 1400, "align": 400, "tower": 3600, "projector": 300, "instruct": 2000,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
         default_factory=lambda: {
-            "pretrain": 2e-3, "align": 1e-3, "tower": 1.5e-3,
-            "sharpen": 1e-3, "words": 3e-3, "projector": 3e-3, "instruct": 5e-4,
+            "pretrain": 1e-2, "align": 3e-3, "tower": 1e-2, "projector": 1e-2, "instruct": 4e-3,
         }
     )  # fmt: skip
     replay: float = 0.34
     """Share of text-only examples in the last stage; LLaVA's own mixture has text data too."""
+    fast: bool = False
+    """Multiply in bfloat16 and compile the decoder: 1.8 times as fast on a processor that has
+    bfloat16 products; it needs a C++ compiler."""
 
 
 RECIPES = {"lab-llava": Recipe()}
+
+
+def _float32_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+) -> tuple[Tensor, None]:
+    """Attend in float32 under autocast: on CPUs the bfloat16 kernel is 16 times slower."""
+    with torch.autocast("cpu", enabled=False):
+        return sdpa_attention_forward(  # type: ignore[return-value]
+            module, query.float(), key.float(), value.float(), mask, **more
+        )
+
+
+_FLOAT32_ATTENTION = "sdpa_float32"
+AttentionInterface.register(_FLOAT32_ATTENTION, _float32_attention)
+AttentionMaskInterface.register(_FLOAT32_ATTENTION, sdpa_mask)
 
 
 class Classroom:
@@ -89,11 +107,19 @@ class Classroom:
         self.processor = build.build_llava_processor(self.tokenizer, recipe.size)
         self.model = build.build_llava(self.tokenizer, recipe.size, recipe.seed)
         self._pixels: Tensor | None = None
+        if recipe.fast:
+            decoder = self.model.model.language_model
+            decoder.config._attn_implementation = _FLOAT32_ATTENTION
+            decoder.compile(dynamic=True)
 
-    def render(self, example: Example) -> tuple[str, str]:
-        """Write an example as prompt and answer, as the chat template would."""
+    def render(self, example: Example) -> list[tuple[str, str]]:
+        """Write each turn as prompt and answer, as the chat template would."""
         picture = "" if example.scene is None else "<image>\n"
-        return f"<s>USER: {picture}{example.question} ASSISTANT:", f" {example.answer}</s>"
+        starts = [f"<s>USER: {picture}"] + ["USER: "] * (len(example.turns) - 1)
+        return [
+            (f"{start}{question} ASSISTANT:", f" {answer}</s>")
+            for start, (question, answer) in zip(starts, example.turns, strict=True)
+        ]
 
     @property
     def pixels(self) -> Tensor:
@@ -103,20 +129,22 @@ class Classroom:
         return self._pixels
 
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Tokenize with padding on the right; labels on the answer alone."""
+        """Tokenize with padding on the right; labels on the answers alone."""
         rows, labels = [], []
         image = self.tokenizer.convert_tokens_to_ids("<image>")
         expanded = [image] * (SIDE // self.recipe.size.patch) ** 2
         for example in examples:
-            prompt, answer = (
-                self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                for text in self.render(example)
-            )
-            if example.scene is not None:
-                at = prompt.index(image)
-                prompt = prompt[:at] + expanded + prompt[at + 1 :]
-            rows.append(prompt + answer)
-            labels.append([-100] * len(prompt) + answer)
+            row: list[int] = []
+            label: list[int] = []
+            for part in itertools.chain.from_iterable(self.render(example)):
+                ids = self.tokenizer(part, add_special_tokens=False)["input_ids"]
+                if image in ids:
+                    at = ids.index(image)
+                    ids = ids[:at] + expanded + ids[at + 1 :]
+                row += ids
+                label += ids if part.endswith("</s>") else [-100] * len(ids)
+            rows.append(row)
+            labels.append(label)
         longest = max(map(len, rows))
         pad = self.tokenizer.pad_token_id
         return {
@@ -157,43 +185,64 @@ def answer_loss(room: Classroom, examples: Sequence[Example], features: Tensor |
     embeddings = inner.get_input_embeddings()(batch["input_ids"])
     if features is not None:
         spots = (batch["input_ids"] == room.model.config.image_token_id).unsqueeze(-1)
-        embeddings = embeddings.masked_scatter(spots, inner.multi_modal_projector(features))
+        embeddings = embeddings.masked_scatter(
+            spots, inner.multi_modal_projector(features).to(embeddings.dtype)
+        )
     states = inner.language_model(
         inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
     ).last_hidden_state
     targets = batch["labels"][:, 1:]
     rows = targets != -100
     logits = room.model.lm_head(states[:, :-1][rows])
-    return nn.functional.cross_entropy(logits, targets[rows]) * len(examples)
+    return nn.functional.cross_entropy(logits.float(), targets[rows]) * len(examples)
+
+
+def _optimizers(parts: Sequence[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of linear layers, AdamW for embeddings, biases, norms, convolutions.
+
+    Where the decoder has to learn copying (600 steps of ``pretrain``) Muon reached a loss of 0.08
+    and AdamW, at its best rate, 0.20.
+    """
+    layers = [layer for part in parts for layer in part.modules()]
+    inner = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    matrices = {id(weight) for weight in inner}
+    outer = [w for part in parts for w in part.parameters() if id(w) not in matrices]
+    return [
+        torch.optim.Muon(
+            inner, lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(outer, lr=min(rate, 3e-3), weight_decay=0.01, betas=(0.9, 0.98)),
+    ]
 
 
 def descend(
     name: str,
-    parameters: Sequence[nn.Parameter],
+    parts: Sequence[nn.Module],
     loss_of: Callable[[int], Tensor],
     *,
     steps: int,
     peak_rate: float,
 ) -> None:
-    """Run AdamW with warm-up and cosine decay, showing the loss as it falls."""
-    optimizer = torch.optim.AdamW(parameters, lr=peak_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    """Descend with warm-up and cosine decay, showing the loss as it falls."""
+    parameters = [weight for part in parts for weight in part.parameters()]
+    optimizers = _optimizers(parts, peak_rate)
     warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            min(1.0, (step + 1) / warmup)
-            * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
-        ),
-    )
+
+    def share(step: int) -> float:
+        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+        return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * decay)
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(one, share) for one in optimizers]
     running = 0.0
     bar = tqdm(range(steps), name, mininterval=5, file=sys.stderr)
     for step in bar:
         loss = loss_of(step)
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         bar.set_postfix(loss=f"{running:.4f}", refresh=False)
 
@@ -206,7 +255,7 @@ def train_text(room: Classroom, stage: str) -> None:
 
 
 def train_tower(room: Classroom, stage: str) -> None:
-    """Stages ``tower`` and ``sharpen``: every patch tells what covers it, and in which colour."""
+    """Stage ``tower``: every patch tells what covers it, and in which colour."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
     tower = room.model.model.vision_tower
     width = room.recipe.size.vision_width
@@ -214,54 +263,16 @@ def train_tower(room: Classroom, stage: str) -> None:
     heads = nn.ModuleList([nn.Linear(width, len(THINGS) + 1), nn.Linear(width, len(COLORS))])
 
     def loss_of(_: int) -> Tensor:
-        if stage == "tower":
-            indices = rng.choices(range(len(room.scenes)), k=room.recipe.batch)
-            shown, pixels = [room.scenes[i] for i in indices], room.pixels[indices]
-        else:
-            shown = scenes(rng, room.recipe.batch)
-            pixels = drawn(shown)
+        shown = scenes(rng, room.recipe.batch)
         what, which = _patch_labels(shown, room.recipe.size.patch)
-        states = tower(normalised(pixels), output_hidden_states=True).hidden_states[-1]
+        states = tower(normalised(drawn(shown)), output_hidden_states=True).hidden_states[-1]
         patches = states[:, 1:]
         loss = nn.functional.cross_entropy(heads[0](patches).flatten(0, 1), what.flatten())
         return loss + nn.functional.cross_entropy(
             heads[1](patches).flatten(0, 1), which.flatten(), ignore_index=-1
         )
 
-    tower.requires_grad_(True)
-    parameters = [*tower.parameters(), *heads.parameters()]
-    _run(room, stage, parameters, loss_of)
-
-
-def train_words(room: Classroom, stage: str) -> None:
-    """Stage ``words``: a patch is mapped to the sum of the embeddings of its colour and its name.
-
-    What contrast with a text encoder does for CLIP: features start out near the words.
-    """
-    rng = random.Random(f"{room.recipe.seed}/{stage}")
-    inner = room.model.model
-    features = tower_features(room)
-    things, colors = _patch_labels(room.scenes, room.recipe.size.patch)
-    embedded = inner.get_input_embeddings().weight.detach()
-    ground = torch.zeros(1, embedded.shape[1])
-    of_thing = torch.cat([ground, embedded[[_word_id(room, name) for name in THINGS]]])
-    of_color = torch.cat([embedded[[_word_id(room, name) for name in COLORS]], ground])  # -1: none
-    scale = embedded.pow(2).mean()
-
-    def loss_of(_: int) -> Tensor:
-        indices = rng.choices(range(len(room.scenes)), k=room.recipe.batch)
-        target = of_thing[things[indices]] + of_color[colors[indices]]
-        found = inner.multi_modal_projector(features[indices].float())
-        loss: Tensor = nn.functional.mse_loss(found, target) / scale
-        return loss
-
-    inner.multi_modal_projector.requires_grad_(True)
-    _run(room, stage, list(inner.multi_modal_projector.parameters()), loss_of)
-
-
-def _word_id(room: Classroom, word: str) -> int:
-    (token,) = room.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-    return int(token)
+    _run(room, stage, [tower, heads], loss_of)
 
 
 def train_projector(room: Classroom, stage: str) -> None:
@@ -285,15 +296,15 @@ def train_instruct(room: Classroom, stage: str) -> None:
 
 def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: bool) -> None:
     inner = room.model.model
-    room.model.requires_grad_(False)
     parts = [inner.language_model] if decoder else []
     if stage in ("projector", "instruct"):
         parts.append(inner.multi_modal_projector)
         features = tower_features(room)
-    parameters = [weight for part in parts for weight in part.requires_grad_(True).parameters()]
+    batches = _batches(stream, room.recipe.batch)
 
+    @torch.autocast("cpu", dtype=torch.bfloat16, enabled=room.recipe.fast)
     def loss_of(_: int) -> Tensor:
-        examples = list(itertools.islice(stream, room.recipe.batch))
+        examples = next(batches)
         total = torch.zeros(())
         # Apart, because a picture makes a prompt four times as long.
         if text := [example for example in examples if example.scene is None]:
@@ -303,17 +314,29 @@ def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: b
             total = total + answer_loss(room, visual, seen)
         return total / len(examples)
 
-    _run(room, stage, parameters, loss_of)
+    _run(room, stage, parts, loss_of)
+
+
+def _batches(stream: Iterator[Example], size: int, ahead: int = 8) -> Iterator[list[Example]]:
+    """Draw batches, text alone sorted by length over some batches, which spares its padding."""
+    while True:
+        pool = list(itertools.islice(stream, ahead * size))
+        if all(example.scene is None for example in pool):
+            pool.sort(key=lambda example: sum(map(len, itertools.chain(*example.turns))))
+        for start in sorted(range(0, len(pool), size), key=lambda start: start * 5 % len(pool)):
+            yield pool[start : start + size]  # not from the shortest to the longest
 
 
 def _run(
-    room: Classroom, stage: str, parameters: list[nn.Parameter], loss_of: Callable[[int], Tensor]
+    room: Classroom, stage: str, parts: Sequence[nn.Module], loss_of: Callable[[int], Tensor]
 ) -> None:
     recipe = room.recipe
-    room.model.train()
+    room.model.requires_grad_(False).train()
+    for part in parts:
+        part.requires_grad_(True)
     descend(
         f"{stage:>9}",
-        parameters,
+        parts,
         loss_of,
         steps=recipe.steps[stage],
         peak_rate=recipe.peak_rate[stage],
@@ -360,8 +383,6 @@ _TRAIN: dict[str, Callable[[Classroom, str], None]] = {
     "pretrain": train_text,
     "align": train_text,
     "tower": train_tower,
-    "sharpen": train_tower,
-    "words": train_words,
     "projector": train_projector,
     "instruct": train_instruct,
 }
@@ -395,8 +416,6 @@ def _part_of(room: Classroom, stage: str) -> nn.Module:
     both = nn.ModuleDict({"projector": projector, "decoder": decoder})
     parts = {
         "tower": tower,
-        "sharpen": tower,
-        "words": projector,
         "projector": projector,
         "instruct": both,
     }
@@ -434,11 +453,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="checkpoints (default: .lab/NAME)")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--fast", action="store_true", help="bfloat16 products, compiled decoder")
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    recipe = RECIPES[options.name]
+    recipe = replace(RECIPES[options.name], fast=options.fast)
     if options.seed is not None:
         recipe = replace(recipe, seed=options.seed)
     room = train(options.name, recipe, options.work or Path(".lab", options.name), options.stages)
