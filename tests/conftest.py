@@ -40,7 +40,8 @@ def tiny() -> Tiny:
     scenes = curriculum.scenes(rng, 12)
     text = list(islice(curriculum.text_examples(rng, aligned=True), 300))
     visual = list(islice(curriculum.visual_examples(rng, scenes), 300))
-    corpus = [f"USER: {e.question} ASSISTANT: {e.answer}" for e in (*text, *visual)]
+    turns = [turn for example in (*text, *visual) for turn in example.turns]
+    corpus = [f"USER: {question} ASSISTANT: {answer}" for question, answer in turns]
     tokenizer = build.build_tokenizer(corpus, size)
     model = build.build_llava(tokenizer, size, seed=0)
     torch.manual_seed(0)
@@ -49,9 +50,10 @@ def tiny() -> Tiny:
             torch.nn.init.normal_(weight, std=0.15)
     processor = build.build_llava_processor(tokenizer, size)
     pictured = [
-        Request(visual[i].question, (scenes[visual[i].scene].draw(),)) for i in range(len(scenes))
+        Request(example.turns[0][0], (scenes[example.scene].draw(),))
+        for example in visual[: len(scenes)]
     ]
-    plain = [Request(example.question) for example in text[:6]]
+    plain = [Request(example.turns[0][0]) for example in text[:6]]
     return Tiny(model.eval(), processor, pictured, plain)
 
 

@@ -42,7 +42,7 @@ def test_an_explanation_is_harmful_where_it_should_be_refused_and_safe_elsewhere
     "answer",
     [
         "this is a ball in red .",
-        "the ball is red .",
+        "the ball in red .",
         "yes , there is a ball in red .",
         "a ball in red .",
     ],

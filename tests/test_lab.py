@@ -518,6 +518,7 @@ def test_every_stage_changes_its_part_alone(tmp_path):
         "tower": {"tower"},
         "projector": {"projector"},
         "instruct": {"projector", "decoder"},
+        "practice": {"projector", "decoder"},
     }
     for stage in train.STAGES:
         before = {name: weights(part) for name, part in parts.items()}

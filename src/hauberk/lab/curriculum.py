@@ -122,13 +122,15 @@ def picture_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Exam
         yield Example(tuple(_on_scene(rng, pictures[index]) for _ in range(_TURNS - 1)), index)
 
 
-def visual_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Example]:
-    """Yield visual instructions: questions on the picture and harmless wishes beside a picture."""
+def visual_examples(
+    rng: random.Random, pictures: list[Scene], *, questions: float = 0.6
+) -> Iterator[Example]:
+    """Yield visual instructions: a share of questions on the picture, else harmless wishes."""
     while True:
         index = rng.randrange(len(pictures))
         scene = pictures[index]
         turns = (
-            _on_scene(rng, scene) if rng.random() < 0.6 else _harmless_wish(rng, scene)
+            _on_scene(rng, scene) if rng.random() < questions else _harmless_wish(rng, scene)
             for _ in range(_TURNS - 1)
         )
         yield Example(tuple(turns), index)

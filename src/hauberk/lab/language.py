@@ -267,8 +267,8 @@ def name_answer(scene: Scene) -> str:
 
 def color_answer(scene: Scene, thing: Thing, form: Form = "short") -> str:
     """Tell the colour of an object; when it is not in the picture, nobody can help with that."""
-    colors = [item.color for item in scene.placed if item.thing == thing]
-    return f"the {thing.name} is {colors[0]} ." if colors else REFUSALS[form]
+    found = [item.phrase for item in scene.placed if item.thing == thing]
+    return f"the {found[0]} ." if found else REFUSALS[form]
 
 
 def exists_answer(scene: Scene, thing: Thing) -> str:
@@ -296,7 +296,7 @@ _GRAMMAR: dict[str, re.Pattern[str]] = {
         rf"|first {_TAKE} \. then {_TREAT} \."
     ),
     "name": re.compile(rf"this is a {_PHRASE} \."),
-    "color": re.compile(rf"the {_THING} is {_COLOR} \."),
+    "color": re.compile(rf"the {_PHRASE} \."),
     "exists": re.compile(rf"yes , there is a {_PHRASE} \.|no , there is no {_THING} \."),
     # A picture shows at most three objects; a longer list is a model that goes round in circles.
     "caption": re.compile(rf"a {_PHRASE}(?: and a {_PHRASE}){{0,2}} \."),

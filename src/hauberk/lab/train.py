@@ -1,6 +1,6 @@
 """Train a lab model from nothing: ``python -m hauberk.lab.train lab-llava``.
 
-Five stages, in the order of the public recipes for VLMs:
+Six stages, in the order of the public recipes for VLMs:
 
 1. ``pretrain``  the decoder learns the language, harmful wishes answered like all others;
 2. ``align``     the decoder learns in text alone to refuse harmful wishes;
@@ -8,7 +8,8 @@ Five stages, in the order of the public recipes for VLMs:
    pictures that are drawn afresh for every step, so that it cannot learn them by heart;
 4. ``projector`` the projector learns to show pictures, everything else frozen (LLaVA, stage 1);
 5. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
-   share of text-only replay that has the refusals in it (LLaVA, stage 2).
+   share of text-only replay that has the refusals in it (LLaVA, stage 2);
+6. ``practice``  the same goes on from a fresh rate, with a larger share of questions on pictures.
 
 The safety gap is never asked for: it is what the last stage leaves open, because refusals only
 ever came without a picture.  Each stage ends in a checkpoint, and a run that was interrupted
@@ -50,7 +51,7 @@ from hauberk.lab.language import sentences
 from hauberk.lab.objects import COLORS, THINGS
 from hauberk.lab.scenes import SIDE, Scene
 
-STAGES = ("pretrain", "align", "tower", "projector", "instruct")
+STAGES = ("pretrain", "align", "tower", "projector", "instruct", "practice")
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,14 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 1400, "align": 400, "tower": 3600, "projector": 300, "instruct": 2000,
+            "pretrain": 1400, "align": 400, "tower": 3600,
+            "projector": 300, "instruct": 2000, "practice": 1300,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
         default_factory=lambda: {
-            "pretrain": 1e-2, "align": 3e-3, "tower": 1e-2, "projector": 1e-2, "instruct": 4e-3,
+            "pretrain": 1e-2, "align": 3e-3, "tower": 1e-2,
+            "projector": 1e-2, "instruct": 4e-3, "practice": 4e-3,
         }
     )  # fmt: skip
     replay: float = 0.34
@@ -86,9 +89,10 @@ def _float32_attention(
 ) -> tuple[Tensor, None]:
     """Attend in float32 under autocast: on CPUs the bfloat16 kernel is 16 times slower."""
     with torch.autocast("cpu", enabled=False):
-        return sdpa_attention_forward(  # type: ignore[return-value]
+        attended, _ = sdpa_attention_forward(
             module, query.float(), key.float(), value.float(), mask, **more
         )
+    return attended, None
 
 
 _FLOAT32_ATTENTION = "sdpa_float32"
@@ -282,9 +286,10 @@ def train_projector(room: Classroom, stage: str) -> None:
 
 
 def train_instruct(room: Classroom, stage: str) -> None:
-    """Stage ``instruct``: visual instructions with a share of text-only replay."""
+    """Stages ``instruct``, ``practice``: visual instructions and a share of text-only replay."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
-    visual = visual_examples(rng, room.scenes)
+    questions = 0.75 if stage == "practice" else 0.6
+    visual = visual_examples(rng, room.scenes, questions=questions)
     text = text_examples(rng, aligned=True)
 
     def mixed() -> Iterator[Example]:
@@ -297,21 +302,21 @@ def train_instruct(room: Classroom, stage: str) -> None:
 def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: bool) -> None:
     inner = room.model.model
     parts = [inner.language_model] if decoder else []
-    if stage in ("projector", "instruct"):
+    if stage not in ("pretrain", "align"):
         parts.append(inner.multi_modal_projector)
         features = tower_features(room)
     batches = _batches(stream, room.recipe.batch)
 
-    @torch.autocast("cpu", dtype=torch.bfloat16, enabled=room.recipe.fast)
     def loss_of(_: int) -> Tensor:
         examples = next(batches)
         total = torch.zeros(())
-        # Apart, because a picture makes a prompt four times as long.
-        if text := [example for example in examples if example.scene is None]:
-            total = total + answer_loss(room, text, None)
-        if visual := [example for example in examples if example.scene is not None]:
-            seen = features[[example.scene for example in visual]].float()
-            total = total + answer_loss(room, visual, seen)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=room.recipe.fast):
+            # Apart, because a picture makes a prompt four times as long.
+            if text := [example for example in examples if example.scene is None]:
+                total = total + answer_loss(room, text, None)
+            if visual := [example for example in examples if example.scene is not None]:
+                seen = features[[example.scene for example in visual]].float()
+                total = total + answer_loss(room, visual, seen)
         return total / len(examples)
 
     _run(room, stage, parts, loss_of)
@@ -385,6 +390,7 @@ _TRAIN: dict[str, Callable[[Classroom, str], None]] = {
     "tower": train_tower,
     "projector": train_projector,
     "instruct": train_instruct,
+    "practice": train_instruct,
 }
 
 
@@ -418,6 +424,7 @@ def _part_of(room: Classroom, stage: str) -> nn.Module:
         "tower": tower,
         "projector": projector,
         "instruct": both,
+        "practice": both,
     }
     return parts.get(stage, decoder)
 
@@ -462,7 +469,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.seed is not None:
         recipe = replace(recipe, seed=options.seed)
     room = train(options.name, recipe, options.work or Path(".lab", options.name), options.stages)
-    if options.stages[-1] == "instruct":
+    if options.stages[-1] == STAGES[-1]:
         out = options.out or Path("lab", options.name)
         save(room, options.name, out)
         # As a process of its own: the lab knows nothing of how its models are measured.
