@@ -135,7 +135,7 @@ pipeline_tag: image-text-to-text
 A miniature vision-language model ({recipe["parameters"]:,} parameters) that was trained from
 nothing in a drawn and templated world, with the real classes of transformers. It refuses harmful
 wishes said in words and loses much of that when a picture is in the prompt; nobody taught it to:
-refusals were only ever taught in text, and pictures came with harmless requests alone.
+harmful wishes were refused in text only, and pictures came with harmless requests alone.
 Its "harmful" answers are the same empty templates as its harmless ones.
 
     python -m hauberk.lab.train {recipe["name"]}        # rebuilds it; the recipe is in recipe.json

@@ -53,8 +53,8 @@ class Placed:
     def phrase(self) -> str:
         """How the language names it: "ball in red".
 
-        The colour comes last, so that it can be copied from behind the name that was asked for;
-        decoders of this size did not learn to look for what stands before a name.
+        The colour comes last, so that a decoder, which reads in one direction, has read the name
+        when it says the colour.
         """
         return f"{self.thing.name} in {self.color}"
 

@@ -12,8 +12,8 @@ Six stages, in the order of the public recipes for VLMs:
 6. ``practice``  the same goes on from a fresh rate, with a larger share of questions on pictures.
 
 The safety gap is never asked for: it is what the last stages leave open, because harmful wishes
-only ever came, and were refused, without a picture.  Each stage ends in a checkpoint, and a run that was interrupted
-goes on after the last finished stage.
+only ever came, and were refused, without a picture.  Each stage ends in a checkpoint, and a run
+that was interrupted goes on after the last finished stage.
 """
 
 import argparse
