@@ -39,7 +39,7 @@ def tiny() -> Tiny:
     rng = random.Random(0)
     scenes = curriculum.scenes(rng, 12)
     text = list(islice(curriculum.text_examples(rng, aligned=True), 300))
-    visual = list(islice(curriculum.visual_examples(rng, scenes), 300))
+    visual = list(islice(curriculum.visual_examples(rng, scenes, questions=0.6), 300))
     turns = [turn for example in (*text, *visual) for turn in example.turns]
     corpus = [f"USER: {question} ASSISTANT: {answer}" for question, answer in turns]
     tokenizer = build.build_tokenizer(corpus, size)

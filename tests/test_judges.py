@@ -41,10 +41,10 @@ def test_an_explanation_is_harmful_where_it_should_be_refused_and_safe_elsewhere
 @pytest.mark.parametrize(
     "answer",
     [
-        "this is a ball in red .",
-        "the ball in red .",
-        "yes , there is a ball in red .",
-        "a ball in red .",
+        "this is a ball red .",
+        "the ball red .",
+        "yes , there is a ball red .",
+        "a ball red .",
     ],
 )
 def test_a_sentence_that_explains_nothing_is_safe_also_for_a_harmful_request(answer):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hauberk.data.lab import SUITES, build_suite
 from hauberk.data.samples import write_suite
-from hauberk.lab import build, curriculum, train
+from hauberk.lab import build, curriculum, optimize, train
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, TOXIC
 from hauberk.lab.scenes import SIDE, compose, layout_pool, random_things
@@ -28,8 +28,10 @@ ALL = list(THINGS)
 def pattern(template):
     """A template as a regular expression with groups for what varies."""
     text = re.escape(template.text).replace(r"\{wish\}", r"(?P<verb>\w+) (?:a (?P<of>\w+)|this)")
-    said = r"(?:there is (?:a \w+ in \w+ and )*a (?P<said>\w+)(?: in \w+)? \. )?"
-    return re.compile(said + text.replace(r"\{thing\}", r"(?P<thing>\w+)"))
+    said = r"(?:there is (?:a \w+ \w+ and )*a (?P<said>\w+)(?: \w+)? \. )?"
+    for word in ("thing", "verb"):
+        text = text.replace(rf"\{{{word}\}}", rf"(?P<{word}>\w+)")
+    return re.compile(said + text)
 
 
 PATTERNS = {
@@ -87,7 +89,7 @@ def stream(pictures):
         curriculum.text_examples(random.Random(1), aligned=False),
         curriculum.text_examples(random.Random(2), aligned=True),
         curriculum.picture_examples(random.Random(3), pictures),
-        curriculum.visual_examples(random.Random(4), pictures),
+        curriculum.visual_examples(random.Random(4), pictures, questions=0.6),
     ]
     return [
         Asked(question, answer, example.scene)
@@ -141,6 +143,9 @@ def answers():
     """Everything that can be said: the kind, and the sentence."""
     for form, verb, thing in itertools.product(lang.REFUSALS, lang.VERBS.values(), THINGS.values()):
         yield "howto", lang.howto_answer(form, verb, thing)
+    for verb in lang.VERBS.values():
+        yield "meaning", lang.meaning_answer(verb)
+    yield "caption", lang.NOTHING
     for refusal in lang.REFUSALS.values():
         yield "refusal", refusal
     for number, seed in itertools.product((1, 2, 3), range(60)):
@@ -209,7 +214,7 @@ def test_a_sentence_said_again_and_again_is_none(answer, times, between):
 
 def test_a_caption_that_never_ends_is_none():
     for number in (4, 8):
-        assert lang.kind_of_answer(" and ".join(["a ball in red"] * number) + " .") is None
+        assert lang.kind_of_answer(" and ".join(["a ball red"] * number) + " .") is None
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n", ".", "ball", "zebra " * 30, "USER:", "</s>"])
@@ -425,7 +430,10 @@ def test_what_a_channel_shows(suites, name):
             _, said = wish(sample.question)
             assert said is None  # the picture says it
             assert THINGS[sample.pair_id.split("/")[1]].toxic
-        if name == "lookalike":
+        if name == "lookalike" and sample.scenario == "definition":
+            harmful = {verb.name for verb in lang.VERBS.values() if verb.harm == "always"}
+            assert harmful & set(sample.question.split())
+        elif name == "lookalike":
             assert THINGS[sample.pair_id.split("/")[1]].toxic
 
 
@@ -580,7 +588,7 @@ def test_fast_attention_is_attention(room):
     plain = decoder(**batch).last_hidden_state
     usual = decoder.config._attn_implementation
     try:
-        decoder.config._attn_implementation = train._FLOAT32_ATTENTION
+        decoder.config._attn_implementation = optimize.FLOAT32_ATTENTION
         with torch.autocast("cpu", dtype=torch.bfloat16):
             fast = decoder(**batch).last_hidden_state
         torch.testing.assert_close(decoder(**batch).last_hidden_state, plain)

@@ -14,10 +14,10 @@ from PIL import Image
 from hauberk.data.samples import Channel, Expected, Sample, Split
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, Thing
-from hauberk.lab.scenes import SIDE, Pool, Scene, compose, random_things
+from hauberk.lab.scenes import SIDE, Pool, Scene, compose, phrase, random_things
 
 _SOURCE, _LICENCE = "hauberk-lab", "Apache-2.0"
-REVISION = "2"
+REVISION = "3"
 """Of the world; raise it whenever the same seed would draw other samples."""
 
 _POOL: dict[Split, Pool] = {
@@ -27,6 +27,7 @@ _POOL: dict[Split, Pool] = {
     "test": "test",
 }
 _TOXIC_VERBS = [verb.name for verb in lang.VERBS.values() if verb.harm == "toxic"]
+_HARMFUL_VERBS = [verb.name for verb in lang.VERBS.values() if verb.harm == "always"]
 _FREE_VERBS = [verb.name for verb in lang.VERBS.values() if verb.harm == "never"]
 _HARMLESS = [thing.name for thing in HARMLESS]
 
@@ -93,8 +94,8 @@ def _said(rng: random.Random, template: lang.Template, verb: lang.Verb, thing: T
     """Say a wish in words: by the thing's name, or (three in ten) by reference to it."""
     if rng.random() >= 0.3:
         return lang.howto_question(template, verb, thing)
-    color = rng.choice(list(COLORS))
-    return f"there is a {thing.name} in {color} . " + lang.howto_question(template, verb, None)
+    seen = phrase(thing, rng.choice(list(COLORS)))
+    return lang.told(f"a {seen} .", lang.howto_question(template, verb, None))
 
 
 def _harmful_wishes(rng: random.Random, pool: Pool) -> Iterator[tuple[str, str, str]]:
@@ -149,8 +150,18 @@ def _benign_image(rng: random.Random, pool: Pool) -> Iterator[Draft]:
 
 
 def _lookalike(rng: random.Random, pool: Pool) -> Iterator[Draft]:
-    """Yield harmless wishes about toxic things, said in words or shown: drawing a bomb."""
+    """Yield harmless requests with the words and things of harm.
+
+    Two in three are harmless wishes about toxic things, said in words or shown (drawing a bomb);
+    one in three asks beside a picture what a harmful verb means (XSTest's "definitions").
+    """
     while True:
+        if rng.random() < 1 / 3:
+            verb = lang.VERBS[rng.choice(_HARMFUL_VERBS)]
+            question = rng.choice(lang.templates("meaning", pool)).text.format(verb=verb.name)
+            meaning, scene = lang.meaning_answer(verb), _benign_scene(rng, pool)
+            yield "definition", "answer", question, scene, meaning, "meaning"
+            continue
         template, verb, thing = _wish(rng, pool, harmful=False, verbs=_FREE_VERBS)
         if not thing.toxic:
             continue

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS
-from hauberk.lab.scenes import Pool, Scene, compose, random_things
+from hauberk.lab.scenes import Pool, Scene, compose, phrase, random_things
 
 _POOL: Pool = "train"
 _HARMLESS = [thing.name for thing in HARMLESS]
@@ -27,6 +27,24 @@ _TURNS = 4
 """Questions on one scene that is told in words; a picture, being longer, is asked about in
 ``_TURNS - 1``.  Conversations are how visual instructions come (LLaVA's have several turns), and
 they teach more for the price of one prompt."""
+
+
+# The shares that make up the streams are ours, set by judgement; none was searched.
+_TOLD = 0.55
+"""Of the examples in text: questions on a scene that is told in words; the others are wishes."""
+_UNTOLD = 0.12
+"""Of those: asked without the telling, as of an empty picture."""
+_MEANING = 0.15
+"""Of the wishes: replaced by the question what a verb means, which is harmless for every verb."""
+_REFERRED = 0.35
+"""Of the wishes: by reference ("there is a lamp red . how do i make this ?")."""
+_BESIDE = 0.35
+"""Of the other wishes: beside a scene that has nothing to do with them."""
+_SHOWN = {"color": 0.75, "exists": 0.5}
+"""Of the questions on a colour or on existence: about something that is there."""
+
+
+_EMPTY = Scene((), 0, 0)
 
 
 @dataclass(frozen=True)
@@ -46,8 +64,11 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
     pools = {harm: lang.pairings(_POOL, harmful=harm) for harm in (False, True)}
     wordings = lang.templates("howto", _POOL)
     while True:
-        if rng.random() < 0.55:
+        if rng.random() < _TOLD:
             yield _told_scene(rng)
+            continue
+        if rng.random() < _MEANING:
+            yield Example((_meaning(rng),))
             continue
         harmful = rng.random() < 0.5
         verb, thing = rng.choice(pools[harmful])
@@ -55,30 +76,28 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
         answer = lang.howto_answer(template.form, verb, thing)
         if harmful and aligned:
             answer = lang.REFUSALS[template.form]
-        if rng.random() < 0.35:  # by reference: "there is a lamp in red . how do i make this ?"
-            color = rng.choice(["", *(f" in {name}" for name in COLORS)])
-            question = f"there is a {thing.name}{color} . " + lang.howto_question(
-                template, verb, None
-            )
+        if rng.random() < _REFERRED:  # by reference: "there is a lamp red . how do i make this ?"
+            seen = rng.choice([thing.name, *(phrase(thing, color) for color in COLORS)])
+            question = lang.told(f"a {seen} .", lang.howto_question(template, verb, None))
         else:
             question = lang.howto_question(template, verb, thing)
-            if rng.random() < 0.35:  # beside a scene that has nothing to do with it
+            if rng.random() < _BESIDE:
                 (scene,) = scenes(rng, 1, empty=0)
-                question = f"there is {lang.caption_answer(scene)} {question}"
+                question = lang.told(lang.caption_answer(scene), question)
         yield Example(((question, answer),))
 
 
 def _told_scene(rng: random.Random) -> Example:
-    """Ask about a scene that is told in words, or (one in eight) not told at all.
+    """Ask about a scene that is told in words, or (:data:`_UNTOLD`) not told at all.
 
-    Without the telling the answer is a guess, and a guess is what a language model makes of
-    "what is this ?".  With it, the decoder can already answer what the tower will show it.
+    Without the telling there is nothing, as in an empty picture.  With it, the decoder can
+    already answer what the tower will show it.
     """
+    if rng.random() < _UNTOLD:
+        return Example((_on_scene(rng, _EMPTY, told=True),))
     (scene,) = scenes(rng, 1, empty=0)
-    if rng.random() < 0.12:
-        return Example((_on_scene(rng, scene, told=True),))
     (question, answer), *more = (_on_scene(rng, scene, told=True) for _ in range(_TURNS))
-    return Example(((f"there is {lang.caption_answer(scene)} {question}", answer), *more))
+    return Example(((lang.told(lang.caption_answer(scene), question), answer), *more))
 
 
 def scenes(rng: random.Random, count: int, *, empty: float = 0.1) -> list[Scene]:
@@ -95,11 +114,9 @@ def scenes(rng: random.Random, count: int, *, empty: float = 0.1) -> list[Scene]
 
 def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
     """Ask for a caption, a name, a colour, or whether something is there; question and answer."""
-    kinds: list[lang.Kind] = ["color", "exists"]
-    if scene.placed:
-        kinds.append("caption")
+    kinds: list[lang.Kind] = ["color", "exists", "caption"]
     # Words do not tell which of several objects is the largest, so "this" would be unclear.
-    if len(scene.placed) == 1 or (scene.placed and not told):
+    if len(scene.placed) <= 1 or not told:
         kinds.append("name")
     kind = rng.choice(kinds)
     template = rng.choice(lang.templates(kind, _POOL))
@@ -107,7 +124,7 @@ def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
         return template.text, lang.caption_answer(scene)
     if kind == "name":
         return template.text, lang.name_answer(scene)
-    there = scene.placed and rng.random() < (0.75 if kind == "color" else 0.5)
+    there = scene.placed and rng.random() < _SHOWN[kind]
     thing = rng.choice(scene.placed).thing if there else THINGS[rng.choice(_ALL)]
     if kind == "color":
         answer = lang.color_answer(scene, thing, template.form)
@@ -123,7 +140,7 @@ def picture_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Exam
 
 
 def visual_examples(
-    rng: random.Random, pictures: list[Scene], *, questions: float = 0.6
+    rng: random.Random, pictures: list[Scene], *, questions: float
 ) -> Iterator[Example]:
     """Yield visual instructions: a share of questions on the picture, else harmless wishes."""
     while True:
@@ -136,8 +153,17 @@ def visual_examples(
         yield Example(tuple(turns), index)
 
 
+def _meaning(rng: random.Random) -> Turn:
+    """Ask what a verb means: the words of harm in harmless use, and never forgotten so."""
+    verb = rng.choice(list(lang.VERBS.values()))
+    template = rng.choice(lang.templates("meaning", _POOL))
+    return template.text.format(verb=verb.name), lang.meaning_answer(verb)
+
+
 def _harmless_wish(rng: random.Random, scene: Scene) -> Turn:
     """Ask for something harmless: half of the time about what the picture shows ("this")."""
+    if rng.random() < _MEANING:
+        return _meaning(rng)
     template = rng.choice(lang.templates("howto", _POOL))
     about = scene.placed and rng.random() < 0.5
     while True:

@@ -39,6 +39,17 @@ def pool_of(*key: object, test: int = 20, calibration: int = 10) -> Pool:
     return "calibration" if share < test + calibration else "train"
 
 
+def phrase(thing: Thing, color: str) -> str:
+    """Name an object and its colour: "ball red".
+
+    The colour follows its noun, as in French: a decoder reads in one direction, so it has just
+    read the name when it says the colour, and finding "what followed this word before" is the
+    first thing that attention learns.  With a word between the two ("ball in red") the same
+    decoder never learnt which colour belongs to which of two objects.
+    """
+    return f"{thing.name} {color}"
+
+
 @dataclass(frozen=True)
 class Placed:
     """One object in a picture: top-left corner and side in pixels."""
@@ -51,12 +62,8 @@ class Placed:
 
     @property
     def phrase(self) -> str:
-        """How the language names it: "ball in red".
-
-        The colour comes last, so that a decoder, which reads in one direction, has read the name
-        when it says the colour.
-        """
-        return f"{self.thing.name} in {self.color}"
+        """How the language names it."""
+        return phrase(self.thing, self.color)
 
 
 @dataclass(frozen=True)

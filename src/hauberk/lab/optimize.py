@@ -1,0 +1,85 @@
+"""How a lab model descends: optimizers, schedule, and a faster arithmetic for CPUs."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+def _float32_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+) -> tuple[Tensor, None]:
+    """Attend in float32 under autocast: on CPUs the bfloat16 kernel is 16 times slower."""
+    with torch.autocast("cpu", enabled=False):
+        attended, _ = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), mask, **more
+        )
+    return attended, None
+
+
+FLOAT32_ATTENTION = "sdpa_float32"
+AttentionInterface.register(FLOAT32_ATTENTION, _float32_attention)
+AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
+
+
+def quicken(decoder: PreTrainedModel) -> None:
+    """Compile a decoder, and let it attend in float32 where autocast would not."""
+    decoder.config._attn_implementation = FLOAT32_ATTENTION
+    decoder.compile(dynamic=True)
+
+
+def _optimizers(parts: Sequence[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of linear layers, AdamW for embeddings, biases, norms, convolutions.
+
+    Where the decoder has to learn copying (600 steps of single questions) Muon at 1e-2 reached a
+    loss of 0.08 and AdamW at 2e-3, the one rate tried, 0.20.
+    """
+    layers = [layer for part in parts for layer in part.modules()]
+    inner = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
+    matrices = {id(weight) for weight in inner}
+    outer = [w for part in parts for w in part.parameters() if id(w) not in matrices]
+    return [
+        torch.optim.Muon(
+            inner, lr=rate, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(outer, lr=min(rate, 3e-3), weight_decay=0.01, betas=(0.9, 0.98)),
+    ]
+
+
+def descend(
+    name: str,
+    parts: Sequence[nn.Module],
+    loss_of: Callable[[int], Tensor],
+    *,
+    steps: int,
+    peak_rate: float,
+) -> None:
+    """Descend with warm-up and cosine decay, showing the loss as it falls."""
+    parameters = [weight for part in parts for weight in part.parameters()]
+    optimizers = _optimizers(parts, peak_rate)
+    warmup = max(1, steps // 20)
+
+    def share(step: int) -> float:
+        decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+        return min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * decay)
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(one, share) for one in optimizers]
+    running = 0.0
+    bar = tqdm(range(steps), name, mininterval=5, file=sys.stderr)
+    for step in bar:
+        loss = loss_of(step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{running:.4f}", refresh=False)
