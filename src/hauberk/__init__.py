@@ -3,7 +3,10 @@
 folder = mlflow.artifacts.download_artifacts("models:/cmrm.lab-llava@production")
 defense = hauberk.load(folder, model, processor)
 with defense.applied(model):
-model.generate(**processor(...))  # or hauberk.respond(model, processor, requests, defense)
+    model.generate(**processor(...))
+
+Or, without the block, which would apply the defense twice: hauberk.respond(model, processor,
+requests, defense).
 """
 
 from typing import TYPE_CHECKING, Any
