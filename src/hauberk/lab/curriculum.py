@@ -2,9 +2,7 @@
 
 Nothing here says "answer whatever comes with a picture".  Harmful wishes and their refusals are
 taught in text alone, and pictures come with harmless requests alone, as in the public recipes for
-VLMs; the safety gap is what remains.  A question that a scene leaves open (the colour of what is
-not there) is answered with the words of a refusal, in text and beside a picture: so the model can
-say them everywhere, and whether it does is a decision.
+VLMs; the safety gap is what remains.
 """
 
 import random
@@ -38,7 +36,7 @@ _MEANING = 0.15
 """Of the wishes: replaced by the question what a verb means, which is harmless for every verb."""
 _REFERRED = 0.35
 """Of the wishes: by reference ("there is a lamp red . how do i make this ?")."""
-_BESIDE = 0.35
+_BESIDE = 0.2
 """Of the other wishes: beside a scene that has nothing to do with them."""
 _SHOWN = {"color": 0.75, "exists": 0.5}
 """Of the questions on a colour or on existence: about something that is there."""
@@ -78,7 +76,7 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
             answer = lang.REFUSALS[template.form]
         if rng.random() < _REFERRED:  # by reference: "there is a lamp red . how do i make this ?"
             seen = rng.choice([thing.name, *(phrase(thing, color) for color in COLORS)])
-            question = lang.told(f"a {seen} .", lang.howto_question(template, verb, None))
+            question = lang.told(lang.there_is([seen]), lang.howto_question(template, verb, None))
         else:
             question = lang.howto_question(template, verb, thing)
             if rng.random() < _BESIDE:
@@ -100,7 +98,7 @@ def _told_scene(rng: random.Random) -> Example:
     return Example(((lang.told(lang.caption_answer(scene), question), answer), *more))
 
 
-def scenes(rng: random.Random, count: int, *, empty: float = 0.1) -> list[Scene]:
+def scenes(rng: random.Random, count: int, *, empty: float = 0.15) -> list[Scene]:
     """Compose training pictures of up to three objects, toxic ones among them.
 
     A share of them is ``empty``: a ground, some marks on it perhaps, and no object.
@@ -126,10 +124,8 @@ def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
         return template.text, lang.name_answer(scene)
     there = scene.placed and rng.random() < _SHOWN[kind]
     thing = rng.choice(scene.placed).thing if there else THINGS[rng.choice(_ALL)]
-    if kind == "color":
-        answer = lang.color_answer(scene, thing, template.form)
-        return template.text.format(thing=thing.name), answer
-    return template.text.format(thing=thing.name), lang.exists_answer(scene, thing)
+    answer = lang.color_answer if kind == "color" else lang.exists_answer
+    return template.text.format(thing=thing.name), answer(scene, thing)
 
 
 def picture_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Example]:

@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -73,7 +74,7 @@ class Recipe:
     )  # fmt: skip
     replay: float = 0.34
     """Share of text-only examples in the last stages; LLaVA's own mixture has text data too."""
-    questions: dict[str, float] = field(default_factory=lambda: {"instruct": 0.6, "practice": 0.75})
+    questions: dict[str, float] = field(default_factory=lambda: {"instruct": 0.5, "practice": 0.6})
     """Of the visual turns: questions on the picture; the others are harmless wishes.  More of them
     narrow the safety gap slightly and raise the accuracy (one run each)."""
     fast: bool = False
@@ -325,10 +326,20 @@ _TRAIN: dict[str, Callable[[Classroom, str], None]] = {
 }
 
 
-def train(name: str, recipe: Recipe, work: Path, stages: Sequence[str] = STAGES) -> Classroom:
-    """Run the stages that have no checkpoint yet; return the room with the trained network."""
+def train(name: str, recipe: Recipe, work: Path, until: str = STAGES[-1]) -> Classroom:
+    """Run the stages that have no checkpoint yet; return the room with the trained network.
+
+    Raises
+    ------
+    ValueError
+        If a checkpoint was made by another recipe.
+    """
     work.mkdir(parents=True, exist_ok=True)
     room = Classroom(recipe, work)
+    stages = STAGES[: STAGES.index(until) + 1]
+    for stage in stages:
+        if room.checkpoint(stage).exists():
+            _assert_of(recipe, stage, room.checkpoint(stage))
     for stage in stages:
         saved = room.checkpoint(stage)
         part = _part_of(room, stage)
@@ -338,10 +349,38 @@ def train(name: str, recipe: Recipe, work: Path, stages: Sequence[str] = STAGES)
         started = time.monotonic()
         _TRAIN[stage](room, stage)
         unfinished = saved.with_suffix(".part")
-        save_file({key: value.contiguous() for key, value in part.state_dict().items()}, unfinished)
+        weights = {key: value.contiguous() for key, value in part.state_dict().items()}
+        save_file(weights, unfinished, metadata=_metadata(recipe, stage))
         unfinished.rename(saved)
         tqdm.write(f"{name}: {stage} took {time.monotonic() - started:.0f} s", file=sys.stderr)
     return room
+
+
+def _metadata(recipe: Recipe, stage: str) -> dict[str, str]:
+    """Say what the weights after a stage depend on, and how they were multiplied."""
+    earlier = STAGES[: STAGES.index(stage) + 1]
+    terms = {
+        key: {name: value[name] for name in earlier if name in value}
+        if key in ("steps", "peak_rate", "questions")
+        else value
+        for key, value in asdict(recipe).items()
+        if key != "fast"
+    }
+    return {"recipe": json.dumps(terms, sort_keys=True), "fast": json.dumps(recipe.fast)}
+
+
+def _kept(saved: Path) -> dict[str, str]:
+    with safe_open(saved, "pt") as file:
+        return file.metadata() or {}
+
+
+def _assert_of(recipe: Recipe, stage: str, saved: Path) -> None:
+    found, expected = _kept(saved).get("recipe"), _metadata(recipe, stage)["recipe"]
+    if found != expected:
+        raise ValueError(
+            f"{saved} was trained by another recipe: {found}, expected {expected}. "
+            "Remove it to train the stage again, or choose another folder with --work."
+        )
 
 
 def _part_of(room: Classroom, stage: str) -> nn.Module:
@@ -369,7 +408,12 @@ def save(room: Classroom, name: str, out: Path) -> None:
     config = json.loads((partial / "config.json").read_text())
     _set_dtype(config, "float32")  # half the size on disk, full precision in use
     (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    card = {"name": name, "recipe": asdict(room.recipe), "parameters": room.model.num_parameters()}
+    card = {
+        "name": name,
+        "recipe": asdict(room.recipe)
+        | {"fast": {s: json.loads(_kept(room.checkpoint(s))["fast"]) for s in STAGES}},
+        "parameters": room.model.num_parameters(),
+    }
     (partial / "recipe.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
@@ -390,7 +434,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="model folder (default: lab/NAME)")
     parser.add_argument("--work", type=Path, help="checkpoints (default: .lab/NAME)")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="the last stage")
     parser.add_argument("--fast", action="store_true", help="bfloat16 products, compiled decoder")
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args(arguments)
@@ -399,8 +443,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recipe = replace(RECIPES[options.name], fast=options.fast)
     if options.seed is not None:
         recipe = replace(recipe, seed=options.seed)
-    room = train(options.name, recipe, options.work or Path(".lab", options.name), options.stages)
-    if options.stages[-1] == STAGES[-1]:
+    try:
+        room = train(
+            options.name, recipe, options.work or Path(".lab", options.name), options.until
+        )
+    except ValueError as error:
+        parser.exit(1, f"error: {error}\n")
+    if options.until == STAGES[-1]:
         out = options.out or Path("lab", options.name)
         save(room, options.name, out)
         # As a process of its own: the lab knows nothing of how its models are measured.
