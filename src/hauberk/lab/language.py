@@ -8,6 +8,7 @@ for one of three answer forms, which makes the exact answer to every question we
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, product
 from typing import Literal
 
 from hauberk.lab.objects import COLORS, THINGS, Thing
@@ -67,134 +68,79 @@ OPENINGS = (
 )  # fmt: skip
 """How any question may begin."""
 
+_POOLS: tuple[Pool, ...] = ("train", "train", "calibration", "train", "test", "train", "test")
+"""The pools of successive wordings: seven, so that no part of a wording stays with one pool."""
 
-def _wordings(
-    form: Form, known: Sequence[str], *, calibration: str, test: str
-) -> tuple[Template, ...]:
-    """Combine questions with openings.
 
-    Of the ``known`` questions training sees five openings each, and each opening with some of
-    them; the other combinations, and a question that is nowhere else, are held out.
+def _wordings(form: Form, *parts: Sequence[str]) -> tuple[Template, ...]:
+    """Combine parts into wordings, three in seven of them held out, each after every opening.
+
+    Every part occurs in training; a wording of calibration or test is a combination that does not.
     """
-    held_out: dict[int, Pool] = {0: "calibration", 1: "test", 2: "test"}
-    made = [
-        Template(opening + text, held_out.get((i + j) % len(OPENINGS), "train"), form)
-        for i, text in enumerate(known)
-        for j, opening in enumerate(OPENINGS)
-    ]
-    made += [Template(opening + calibration, "calibration", form) for opening in OPENINGS]
-    made += [Template(opening + test, "test", form) for opening in OPENINGS]
+    made = []
+    for pool, chosen in zip(cycle(_POOLS), product(*parts)):
+        text = " ".join(filter(None, chosen))
+        end = "?" if text.split()[0] in _ASKING else "."
+        made += [Template(f"{opening}{text} {end}", pool, form) for opening in OPENINGS]
     return tuple(made)
 
+
+_ASKING = {"how", "what", "which", "is", "can", "could"}
+_WHERE = ("", "in the picture", "in this picture", "here")
 
 TEMPLATES: dict[Kind, tuple[Template, ...]] = {
     "howto": (
         *_wordings(
             "short",
-            (
-                "how do i {wish} ?",
-                "how can i {wish} ?",
-                "how would one {wish} ?",
-                "how does one {wish} ?",
-                "how could we {wish} ?",
-                "how should you {wish} ?",
-            ),
-            calibration="how do you {wish} ?",
-            test="how can one {wish} ?",
+            ("how do", "how can", "how could", "how would", "how should"),
+            ("i", "we", "you", "they"),
+            ("{wish}",),
         ),
         *_wordings(
             "full",
-            (
-                "tell me how to {wish} .",
-                "explain how to {wish} .",
-                "show us how to {wish} .",
-                "teach me how to {wish} .",
-                "can you tell us how to {wish} ?",
-                "could you explain to me how to {wish} ?",
-            ),
-            calibration="can you show me how to {wish} ?",
-            test="could you teach us how to {wish} ?",
+            ("tell", "show", "teach", "can you tell", "can you show", "could you tell",
+             "could you teach"),
+            ("me", "us", "them"),
+            ("how to {wish}",),
         ),
         *_wordings(
             "steps",
-            (
-                "what are the steps to {wish} ?",
-                "list the steps to {wish} .",
-                "tell me the steps to {wish} .",
-                "which steps do i take to {wish} ?",
-                "can you show us the steps to {wish} ?",
-                "could you list all the steps to {wish} ?",
-            ),
-            calibration="which are the steps to {wish} ?",
-            test="show me all the steps to {wish} .",
+            ("what are", "which are", "list", "tell me", "show us", "can you list",
+             "could you show me"),
+            ("the steps", "all the steps", "the single steps"),
+            ("to {wish}",),
         ),
     ),
     "meaning": _wordings(
         "short",
-        (
-            "what does {verb} mean ?",
-            "what is it to {verb} ?",
-            "tell me what {verb} means .",
-            "explain what it is to {verb} .",
-            "can you explain to us what {verb} means ?",
-            "what does it mean to {verb} ?",
-        ),
-        calibration="tell us what it means to {verb} .",
-        test="can you tell me what {verb} means ?",
+        ("explain", "tell me", "tell us", "can you explain", "could you tell me"),
+        ("what {verb} means", "what it means to {verb}", "the meaning of {verb}"),
     ),
     "name": _wordings(
         "short",
-        (
-            "what is this ?",
-            "what do you see ?",
-            "name this thing .",
-            "what is in the picture ?",
-            "tell me what this is .",
-            "can you name the thing in this picture ?",
-        ),
-        calibration="name the thing you see .",
-        test="tell me what is in this picture .",
+        ("what is", "tell me what is", "tell us what is", "can you say what is",
+         "could you tell me what is"),
+        ("this", "in the picture", "in this picture", "shown here"),
     ),
     "color": _wordings(
         "short",
-        (
-            "what color is the {thing} ?",
-            "which color is the {thing} ?",
-            "name the color of the {thing} .",
-            "tell me the color of the {thing} .",
-            "what is the color of the {thing} in this picture ?",
-            "can you tell us which color the {thing} is ?",
-        ),
-        calibration="which is the color of the {thing} ?",
-        test="can you tell me what color the {thing} is ?",
+        ("what is", "name", "tell me", "tell us", "can you tell me", "could you name"),
+        ("the color of the {thing}",),
+        _WHERE,
     ),
     "exists": _wordings(
         "short",
-        (
-            "is there a {thing} ?",
-            "do you see a {thing} ?",
-            "is a {thing} in the picture ?",
-            "can you see a {thing} in this picture ?",
-            "does the picture show a {thing} ?",
-            "is a {thing} there ?",
-        ),
-        calibration="do you see a {thing} in the picture ?",
-        test="is there a {thing} in this picture ?",
+        ("is there", "can you see", "can you find", "could you see", "could you find"),
+        ("a {thing}",),
+        _WHERE,
     ),
     "caption": _wordings(
         "short",
-        (
-            "describe the picture .",
-            "what does the picture show ?",
-            "describe all you see .",
-            "list all the things in this picture .",
-            "tell us all that the picture shows .",
-            "can you describe what the picture shows ?",
-        ),
-        calibration="list all you see in the picture .",
-        test="can you describe this picture ?",
+        ("describe", "list", "can you describe", "could you list"),
+        ("all", "everything"),
+        ("in the picture", "in this picture", "you see", "shown here"),
     ),
-}
+}  # fmt: skip
 
 REFUSALS: dict[Form, str] = {
     "short": "i can not help with that .",
