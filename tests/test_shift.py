@@ -7,6 +7,7 @@ import torch
 
 from hauberk.analysis.twins import TwinStates, last_states
 from hauberk.anatomy import anatomy_of
+from hauberk.defenses import Undefended
 from hauberk.defenses.shift import (
     Shift,
     ShiftSetting,
@@ -203,6 +204,36 @@ def test_the_model_is_restored_also_after_an_error(tiny, shifts):
             assert hooks() != before
             raise RuntimeError("on purpose")
     assert hooks() == before
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_shift_inside_the_block_of_a_shift_is_refused_and_the_first_goes_on(tiny, shifts, alpha):
+    defense = make(tiny, shifts, ShiftSetting(compose="incremental"))
+    other = make(tiny, shifts, ShiftSetting(), alpha=alpha)
+    requests, arguments = tiny.pictured[:3], {"max_new_tokens": 4}
+    once = respond(tiny.model, tiny.processor, requests, defense, **arguments)
+    with defense.applied(tiny.model):
+        for second in (defense, other):
+            with pytest.raises(UnsupportedRequest, match="applied to this model already.*without"):
+                respond(tiny.model, tiny.processor, requests, second, **arguments)
+        inside = respond(tiny.model, tiny.processor, requests, **arguments)
+    assert [answer.text for answer in inside] == [answer.text for answer in once]
+    again = respond(tiny.model, tiny.processor, requests, defense, **arguments)
+    assert [answer.text for answer in again] == [answer.text for answer in once]
+
+
+def test_a_defense_of_another_method_may_act_inside_the_block(tiny, shifts):
+    defense = make(tiny, shifts, ShiftSetting())
+    with defense.applied(tiny.model), Undefended().applied(tiny.model):
+        assert len(tiny.model._forward_pre_hooks) == 1
+
+
+def test_a_block_that_could_not_be_entered_leaves_the_model_free(tiny, shifts):
+    with pytest.raises(LayerOutOfRange):
+        with make(tiny, shifts, ShiftSetting(layers=(99,))).applied(tiny.model):
+            pass
+    with make(tiny, shifts, ShiftSetting()).applied(tiny.model):
+        pass
 
 
 def test_layer_out_of_range_names_the_range_and_the_cure(tiny, shifts):

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
+from weakref import WeakSet
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -44,6 +45,9 @@ Position = Literal["last", "all"]
 Steps = Literal["all", "prefill"]
 
 _TENSORS = "shift.safetensors"
+_SHIFTED: WeakSet[PreTrainedModel] = WeakSet()
+"""Models inside a ``with`` block of :meth:`Shift.applied`: a second shift would add to the first
+without a word.  A defense of another method may act on the same model."""
 
 
 @dataclass(frozen=True)
@@ -176,10 +180,34 @@ class Shift:
 
         Text-only rows keep every bit, and so does everything at alpha 0.  Keep the block open
         over many requests: at sample level the cache of the blank image lives as long as it.
+
+        Raises
+        ------
+        UnsupportedRequest
+            If a shift is applied to this model already.
+        LayerOutOfRange, UnknownFamily
+            If the model has no such blocks.
         """
         anatomy = anatomy_of(model)
         layers = self.setting.chosen_layers(len(anatomy.blocks))
         anatomy.check_layers(layers)
+        if model in _SHIFTED:
+            raise UnsupportedRequest(
+                f"a {self.method} defense is applied to this model already, and a second one would "
+                "add its shift to the first; inside the block call model.generate, or respond "
+                "without `defense`, or leave the block first."
+            )
+        _SHIFTED.add(model)
+        try:
+            with self._edited(model, anatomy, layers):
+                yield
+        finally:
+            _SHIFTED.discard(model)
+
+    @contextmanager
+    def _edited(
+        self, model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]
+    ) -> Iterator[None]:
         if self.setting.alpha == 0:
             yield
             return
