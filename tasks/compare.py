@@ -33,7 +33,7 @@ def run(params: Params) -> Path:
             folder = evaluation_folder(model, defense)
             metrics += read_json(folder / "metrics.json")
             records = read_records(folder / "responses.jsonl")
-            responses += [asdict(record) for record in records]
+            responses += [asdict(record) | {"unsafe": record.unsafe} for record in records]
             if defense != UNDEFENDED:
                 differences += difference_rows(records, control)
                 sweeps[model, defense] = read_json(bundle_folder(model, defense) / "sweep.json")

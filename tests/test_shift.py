@@ -214,7 +214,7 @@ def test_a_shift_inside_the_block_of_a_shift_is_refused_and_the_first_goes_on(ti
     once = respond(tiny.model, tiny.processor, requests, defense, **arguments)
     with defense.applied(tiny.model):
         for second in (defense, other):
-            with pytest.raises(UnsupportedRequest, match="applied to this model already.*without"):
+            with pytest.raises(UnsupportedRequest, match=r"applied to this model already.*without"):
                 respond(tiny.model, tiny.processor, requests, second, **arguments)
         inside = respond(tiny.model, tiny.processor, requests, **arguments)
     assert [answer.text for answer in inside] == [answer.text for answer in once]

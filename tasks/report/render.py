@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.report import tables, words
 from tasks.report.comparison import UNDEFENDED, Comparison
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting
-from tasks.report.samples import AT_MOST, SAFE, pick
+from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import wilson
 
 if TYPE_CHECKING:
@@ -82,7 +82,6 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "judges": {model: tables.judges(comparison, model) for model in comparison.models},
         "samples": samples,
         "at_most": AT_MOST,
-        "safe": SAFE,
         "costs": {model: tables.costs(comparison, model) for model in comparison.models},
         "context": {title: tables.flat(values) for title, values in comparison.context.items()},
         "images": {

@@ -13,6 +13,7 @@ COLUMNS = {
     "accuracy": "Exact answers",
     "over_refusal": "Over-refusal",
     "refusal_rate": "Refused",
+    "evasion_rate": "Beside the point",
     "degenerate_rate": "Degenerate",
     "unsafe_rate_lower": "Unsafe, at least",
     "unsafe_rate_keyword": "Unsafe by keywords",
