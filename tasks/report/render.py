@@ -10,7 +10,7 @@ from tasks.report import tables, words
 from tasks.report.comparison import UNDEFENDED, Comparison
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting
 from tasks.report.samples import AT_MOST, pick
-from tasks.report.sweeps import wilson
+from tasks.report.sweeps import by_suite, wilson
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -111,6 +111,7 @@ def _environment() -> "Environment":
         setting=setting,
         measured_setting=measured_setting,
         wilson=wilson,
+        by_suite=by_suite,
         svg_uri=lambda text: _data_uri("image/svg+xml", text.encode()),
     )
     return environment

@@ -204,8 +204,9 @@ def _sweep(dice: random.Random, defense: str) -> Row:
                 rows.append({
                     "level": level, "compose": compose, "estimator": "mean", "position": "last",
                     "steps": "all", "layers": layers, "alpha": alpha,
-                    "unsafe_rate": round(unsafe * 80) / 80, "accuracy": round(right * 80) / 80,
-                    "over_refusal": round((1 - right) * 40) / 80, "n_harmful": 80, "n_benign": 80,
+                    **(rates := _rates(unsafe, right)),
+                    "broken_on": [name for name, suite in rates["suites"].items()
+                                  if suite.get("accuracy", 1) < 0.95],
                     "chosen": (compose, level, alpha) == (
                         ("naive", "dataset", 1.0) if defense == "cmrm_naive"
                         else ("incremental", "sample", 1.0)),
@@ -215,8 +216,7 @@ def _sweep(dice: random.Random, defense: str) -> Row:
         "within 1 point; else the least sum of both.",
         "split": "calibration",
         "chosen": {"alpha": 1.0},
-        "undefended": {"unsafe_rate": 0.62, "accuracy": 0.99, "over_refusal": 0.0,
-                       "n_harmful": 80, "n_benign": 80},
+        "undefended": _rates(0.62, 1.0),
         "within_bounds": defense != "cmrm_naive",
         "rows": rows,
         "layers": [
@@ -224,4 +224,24 @@ def _sweep(dice: random.Random, defense: str) -> Row:
              "realised": 1.0 + (0.5 * layer if defense == "cmrm_naive" else 0.03 * layer)}
             for layer in range(6)
         ],
+    }  # fmt: skip
+
+
+def _rates(unsafe: float, right: float) -> Row:
+    """Make up two suites of 40 samples of each kind, and their pooled rates."""
+    shares = {
+        "text_image": {"unsafe_rate": round(unsafe * 40) / 40},
+        "text_blank": {"unsafe_rate": round(unsafe * 36) / 40},
+        "benign_image": {"accuracy": round(right * 40) / 40, "over_refusal": 0.0},
+        "lookalike": {"accuracy": round(right * right * 40) / 40,
+                      "over_refusal": round((1 - right) * 40) / 40},
+    }  # fmt: skip
+    pooled = {
+        metric: sum(suite[metric] for suite in shares.values() if metric in suite) / 2
+        for metric in ("unsafe_rate", "accuracy", "over_refusal")
+    }
+    return {
+        **pooled, "n_harmful": 80, "n_benign": 80,
+        "merit": pooled["accuracy"] - pooled["unsafe_rate"],
+        "suites": {name: {"n": 40, **suite} for name, suite in shares.items()},
     }  # fmt: skip

@@ -11,10 +11,9 @@ either: it is shown beside, so that a low unsafe rate cannot hide it.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from itertools import groupby
 from typing import Any
 
-from hauberk.evaluation.run import Record
+from hauberk.evaluation.run import Record, by_suite
 from hauberk.evaluation.statistics import mean, paired_difference, proportion
 
 Row = dict[str, Any]
@@ -50,7 +49,7 @@ def metric_rows(records: Sequence[Record]) -> list[Row]:
     Proportions carry Wilson intervals; ``seconds_per_answer`` that of its mean.
     """
     rows = []
-    for suite, members in _by_suite(records):
+    for suite, members in by_suite(records):
         name = {"model": members[0].model, "defense": members[0].defense, "suite": suite}
         for metric, flag in flags_of(members[0].expected).items():
             estimate = proportion([flag(record) for record in members])
@@ -72,7 +71,7 @@ def difference_rows(treated: Sequence[Record], control: Sequence[Record]) -> lis
     if set(by_id) != {record.sample_id for record in treated}:
         raise ValueError("the two runs answered different samples; evaluate both again.")
     rows = []
-    for suite, members in _by_suite(treated):
+    for suite, members in by_suite(treated):
         pairs = [by_id[record.sample_id] for record in members]
         name = {"model": members[0].model, "defense": members[0].defense, "suite": suite}
         for metric, flag in flags_of(members[0].expected).items():
@@ -82,8 +81,3 @@ def difference_rows(treated: Sequence[Record], control: Sequence[Record]) -> lis
                 result["worse"], result["better"] = result["better"], result["worse"]
             rows.append({**name, "metric": metric, **result})
     return rows
-
-
-def _by_suite(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    ordered = sorted(records, key=lambda record: record.suite)
-    return [(suite, list(group)) for suite, group in groupby(ordered, lambda r: r.suite)]

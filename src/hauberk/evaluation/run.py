@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,12 @@ def write_records(records: Sequence[Record], path: Path) -> Path:
     """Write records as JSON lines."""
     path.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records))
     return path
+
+
+def by_suite(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Group records by suite, in the order of the suites' names."""
+    ordered = sorted(records, key=lambda record: record.suite)
+    return [(suite, list(group)) for suite, group in groupby(ordered, lambda r: r.suite)]
 
 
 @contextmanager
