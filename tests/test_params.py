@@ -13,6 +13,7 @@ from hauberk.errors import BadParams
 from tasks.params import load_params
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
 RIGHT = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
@@ -175,7 +176,7 @@ def test_at_the_shell_it_is_one_message_status_1_and_nothing_written(
     done = subprocess.run(
         [sys.executable, "-m", "tasks.estimate_shift", *arguments],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": HERE},
         capture_output=True,
         text=True,
     )

@@ -19,6 +19,7 @@ from tasks.params import load_params
 from tasks.stage import writing
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
 SMALL = {
     "profile": "small",
     "profiles": {"small": {"data": {"samples": 6, "calibration": 3, "anchor": 3}, "alphas": [1.0]}},
@@ -37,7 +38,7 @@ SMALL = {
 
 def start(root, *arguments, **options):
     command = [sys.executable, "-m", f"tasks.{arguments[0]}", *arguments[1:]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    environment = {**os.environ, "PYTHONPATH": HERE, **options.pop("env", {})}
     return subprocess.Popen(
         command,
         cwd=root,
