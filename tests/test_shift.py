@@ -183,6 +183,12 @@ def test_half_precision_states_are_averaged_in_float32():
     assert estimate_shift(shifts).item() == pytest.approx(1.00390625, abs=1e-6)
 
 
+def test_anchors_without_an_image_are_refused_and_do_not_shrink_the_shift(tiny):
+    mixed = [*tiny.pictured[:3], *tiny.plain[:2]]
+    with pytest.raises(UnsupportedRequest, match=r"2 of 5 requests have no image.*picture"):
+        sample_shifts(tiny.model, tiny.processor, mixed)
+
+
 def test_no_sample_is_refused():
     with pytest.raises(ValueError, match="n > 0"):
         estimate_shift(torch.empty(0, 3, 4))

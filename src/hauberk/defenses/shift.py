@@ -117,8 +117,20 @@ def sample_shifts(
 ) -> Tensor:
     """Compute the shift of every request: (requests, layers, hidden size) float32 on the CPU.
 
-    The requests must have an image; only its presence and size matter.
+    Only the presence and the size of an image matter, not what it shows.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If a request has no image: its shift would be zeros, which shrink every mean.
     """
+    without = [request.text for request in requests if not request.images]
+    if without:
+        raise UnsupportedRequest(
+            f"{len(without)} of {len(requests)} requests have no image (such as "
+            f"{without[0][:60]!r}), so that there is no shift to compute; give anchors with "
+            "a picture."
+        )
     twins = TwinStates(model, processor, blank)
     found = []
     for start in range(0, len(requests), batch_size):
