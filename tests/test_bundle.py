@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import transformers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -96,6 +97,20 @@ def test_the_card_tells_what_the_bundle_is(made):
     assert card.files == {
         name: file_hash(made / name) for name in ("shift.safetensors", "sweep.json")
     }
+
+
+def test_the_card_tells_the_packages_and_one_from_before_they_were_told_is_read(bundle):
+    versions = read_card(bundle)[1].versions
+    assert versions == {
+        "hauberk": hauberk.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    content = json.loads((bundle / CARD).read_text())
+    del content["versions"]
+    (bundle / CARD).write_text(json.dumps(content))
+    sign(bundle)
+    assert read_card(bundle)[1].versions == {}
 
 
 def test_the_same_defense_is_saved_as_the_same_bytes(tiny, defense, made, tmp_path):

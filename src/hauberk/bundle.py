@@ -56,6 +56,8 @@ class Card:
     measurements: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     hauberk: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Packages that it was made with; empty for bundles from before this was recorded."""
     schema: int = SCHEMA
 
 
@@ -88,14 +90,25 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def versions() -> dict[str, str]:
+    """The packages that a number depends on, with the versions that run now."""
+    import transformers
+
+    from hauberk import __version__
+
+    return {
+        "hauberk": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+
+
 def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) -> Path:
     """Write a bundle so that it is either complete or not there.
 
     ``write_files`` puts the data files into the folder it is given; their hashes are added to
     the card, which is written last.
     """
-    from hauberk import __version__
-
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -105,7 +118,9 @@ def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) 
         shutil.rmtree(partial, ignore_errors=True)
         raise
     files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
-    content = {**asdict(card), "files": files, "hauberk": __version__}
+    made_with = versions()
+    content = {**asdict(card), "files": files, "hauberk": made_with["hauberk"]}
+    content["versions"] = made_with
     content["card_sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
     (partial / CARD).write_bytes(_canonical(content))
     shutil.rmtree(folder, ignore_errors=True)
@@ -206,6 +221,7 @@ def _verified_card(home: Path, raw: bytes) -> dict[str, Any]:
             f"{home}: the card has schema {content['schema']}, this hauberk reads up to {SCHEMA}; "
             f"install hauberk {content['hauberk']} or newer."
         )
+    content.setdefault("versions", {})
     binding = content.get("binding", {})
     missing = [key for key in Card.__dataclass_fields__ if key not in content]
     missing += [f"binding.{key}" for key in Binding.__dataclass_fields__ if key not in binding]
