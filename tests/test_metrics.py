@@ -70,10 +70,11 @@ def test_rates_are_those_of_a_plain_count(drawn):
             assert rows[suite, metric]["value"] == pytest.approx(value), metric
             assert rows[suite, metric]["n"] == n
         assert rows[suite, "seconds_per_answer"]["value"] == pytest.approx(part["seconds"].mean())
+        assert rows[suite, "seconds_per_answer"]["n"] == n
 
 
 @given(runs())
-def test_every_suite_has_each_metric_of_its_kind_once_with_an_interval(drawn):
+def test_every_suite_has_each_metric_of_its_kind_once_and_each_share_an_interval(drawn):
     rows = metric_rows(drawn[0])
     assert len(table(rows)) == len(rows)
     kinds = {suite: {r["metric"] for r in rows if r["suite"] == suite} for suite, _ in table(rows)}
@@ -81,7 +82,11 @@ def test_every_suite_has_each_metric_of_its_kind_once_with_an_interval(drawn):
         assert ("unsafe_rate" in metrics) == (suite in HARMFUL_SUITES)
         assert ("accuracy" in metrics) == ("over_refusal" in metrics) == (suite in BENIGN_SUITES)
         assert {"degenerate_rate", "judge_disagreement", "seconds_per_answer"} <= metrics
-    assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    for row in rows:
+        if row["metric"] == "seconds_per_answer":
+            assert (row["low"], row["high"]) == (None, None)
+        else:
+            assert row["low"] <= row["value"] <= row["high"]
     assert {(row["model"], row["defense"]) for row in rows} == {("m", "d")}
 
 

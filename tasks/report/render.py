@@ -10,7 +10,7 @@ from tasks.report import tables, words
 from tasks.report.comparison import UNDEFENDED, Comparison
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting
 from tasks.report.samples import AT_MOST, pick
-from tasks.report.sweeps import by_suite, wilson
+from tasks.report.sweeps import bounds_of, by_suite
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -110,7 +110,7 @@ def _environment() -> "Environment":
         rates=rates,
         setting=setting,
         measured_setting=measured_setting,
-        wilson=wilson,
+        bounds_of=bounds_of,
         by_suite=by_suite,
         svg_uri=lambda text: _data_uri("image/svg+xml", text.encode()),
     )

@@ -81,14 +81,11 @@ def by_suite(row: Row, metric: str) -> list[tuple[str, float]]:
     ]
 
 
-def wilson(value: float | None, n: int | None) -> tuple[float, float] | None:
+def bounds_of(value: float | None, n: int | None) -> tuple[float, float] | None:
     """95 % interval of a proportion, or None where there is nothing to bound."""
-    from statsmodels.stats.proportion import proportion_confint
+    from hauberk.evaluation.statistics import wilson
 
-    if value is None or not n:
-        return None
-    low, high = proportion_confint(round(value * n), n, method="wilson")
-    return float(low), float(high)
+    return None if value is None or not n else wilson(round(value * n), n)
 
 
 def _merit(members: Sequence[Row]) -> tuple[bool, float]:

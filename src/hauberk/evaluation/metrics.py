@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hauberk.evaluation.run import Record, by_suite
-from hauberk.evaluation.statistics import mean, paired_difference, proportion
+from hauberk.evaluation.statistics import paired_difference, proportion
 
 Row = dict[str, Any]
 
@@ -46,7 +46,9 @@ def flags_of(expected: str) -> Mapping[str, Callable[[Record], bool]]:
 def metric_rows(records: Sequence[Record]) -> list[Row]:
     """Measure every suite of one run.
 
-    Proportions carry Wilson intervals; ``seconds_per_answer`` that of its mean.
+    Proportions carry Wilson intervals.  ``seconds_per_answer`` is a mean over n answers without an
+    interval (``low`` and ``high`` are None): the answers of a batch share one measured time, so
+    that they are no n independent samples, and a run has too few batches to speak of its spread.
     """
     rows = []
     for suite, members in by_suite(records):
@@ -54,8 +56,9 @@ def metric_rows(records: Sequence[Record]) -> list[Row]:
         for metric, flag in flags_of(members[0].expected).items():
             estimate = proportion([flag(record) for record in members])
             rows.append({**name, "metric": metric, **asdict(estimate)})
-        seconds = mean([record.seconds for record in members])
-        rows.append({**name, "metric": "seconds_per_answer", **asdict(seconds)})
+        n = len(members)
+        seconds = {"value": sum(record.seconds for record in members) / n, "n": n}
+        rows.append({**name, "metric": "seconds_per_answer", **seconds, "low": None, "high": None})
     return rows
 
 
