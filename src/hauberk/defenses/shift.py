@@ -24,12 +24,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
-from weakref import WeakSet
+from weakref import ReferenceType, WeakSet, ref
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from hauberk.analysis.twins import TwinStates
 from hauberk.anatomy import Anatomy, anatomy_of
@@ -226,7 +226,8 @@ class Shift:
         session = _Session(self, model, anatomy)
         edits: dict[int, Edit] = {layer: partial(session.edit, layer) for layer in layers}
         before = model.register_forward_pre_hook(session.before, with_kwargs=True)
-        with editing(anatomy.blocks, edits), before:
+        after = model.register_forward_hook(session.after)
+        with editing(anatomy.blocks, edits), before, after:
             yield
 
     def with_alpha(self, alpha: float) -> "Shift":
@@ -288,6 +289,9 @@ class _Session:
         self.added = self.fixed
         self.prompt = torch.empty(0, 0)
         self.length = 0
+        """Positions seen since the prompt began."""
+        self.cache: ReferenceType[Cache] | None = None
+        """The cache that holds them: one of another prompt may be as long."""
 
     def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Look at the inputs of one forward pass and decide what its edits are."""
@@ -301,14 +305,22 @@ class _Session:
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0 and not self._continues(ids, cache):
             self._read_prompt(ids, kwargs.get("attention_mask"))
-        elif past and (ids.shape[1] != 1 or past < self.length):
+            self.cache = None if cache is None else ref(cache)
+        elif past and not self._follows(ids, past, cache):
             raise UnsupportedRequest(
-                f"{ids.shape[1]} tokens after {past} cached ones: CMRM follows a whole prompt and "
-                "then one token at a time; switch off chunked prefill, assisted decoding and "
-                "prompt caches."
+                f"{ids.shape[1]} tokens after {past} cached ones, where one after {self.length} "
+                "of this prompt's own cache would be right: CMRM follows a whole prompt and then "
+                "one token at a time; give every prompt whole and without a cache, and switch off "
+                "chunked prefill, assisted decoding and prompt caches."
             )
         else:
             self._decode(ids, past)
+
+    def after(self, module: Any, args: Any, output: Any) -> None:
+        """Remember the cache that the model made for the prompt where the caller gave none."""
+        if self.cache is None:
+            parts = output.values() if isinstance(output, dict) else output
+            self.cache = next((ref(part) for part in parts if isinstance(part, Cache)), None)
 
     def edit(self, layer: int, states: Tensor) -> Tensor:
         """Add the shift at one block: (rows, positions, hidden size) -> the same."""
@@ -344,13 +356,18 @@ class _Session:
 
     def _continues(self, ids: Tensor, cache: Any) -> bool:
         """Without a cache every step shows the prompt again, one token longer each time."""
-        known = self.prompt.shape[1]
+        rows, known = self.prompt.shape
         return (
             cache is None
-            and known > 0
-            and ids.shape == (self.prompt.shape[0], self.length + 1)
+            and self.where.shape == (rows, self.length)  # not after steps with a cache
+            and ids.shape == (rows, self.length + 1)
             and torch.equal(ids[:, :known], self.prompt)
         )
+
+    def _follows(self, ids: Tensor, past: int, cache: Any) -> bool:
+        """With a cache every step shows one token a row, after all that was seen so far."""
+        own = self.cache is not None and self.cache() is cache
+        return own and past == self.length and ids.shape == (len(self.prompt), 1)
 
     def _decode(self, ids: Tensor, past: int) -> None:
         self.length += 1
