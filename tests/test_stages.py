@@ -16,10 +16,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hauberk.errors import HauberkError
+from hauberk.errors import BadParams, HauberkError
 from tasks import compare, estimate_shift, evaluate, prepare_data
 from tasks.params import load_params
-from tasks.stage import writing
+from tasks.stage import load_model, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
@@ -203,6 +203,28 @@ def small(write_to, **changes):
     path = write_to / "params.yaml"
     path.write_text(yaml.safe_dump(params))
     return load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "unheard-of"}'),
+        ("config.json", b'{"model_type": "bert"}'),
+        ("config.json", None),
+        ("model.safetensors", b"x" * 40),
+        ("model.safetensors", None),
+        ("tokenizer.json", b"{"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_one_message(lab_folder, tmp_path, name, content):
+    root = project(tmp_path, lab_folder)
+    with contextlib.chdir(root):
+        params = load_params()
+        path = Path("lab/lab-llava", name)
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(BadParams, match=r"models\.lab-llava\.path: .* cannot be loaded \(\S"):
+            load_model(params, "lab-llava")
 
 
 def test_a_journal_is_taken_up_only_where_everything_an_answer_depends_on_is_the_same(

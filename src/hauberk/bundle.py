@@ -25,7 +25,7 @@ from hauberk.errors import BadBundle, TamperedBundle, WrongModel
 CARD = "card.json"
 SCHEMA = 1
 _SAMPLED_VALUES = 1024
-"""Values of each tensor that go into the fingerprint of the weights."""
+"""Values of each tensor that go into the fingerprint of the weights, at least."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,9 @@ def binding_of(model: PreTrainedModel, processor: ProcessorMixin) -> Binding:
 def fingerprint(model: PreTrainedModel) -> str:
     """Hash a model's weights in milliseconds, whatever their number.
 
-    Covers every tensor's name and shape and up to 1024 of its values, evenly spaced, read as
-    bfloat16 so that a checkpoint has one fingerprint whether it is loaded in float32 or bfloat16.
+    Covers every tensor's name and shape and 1024 to 2047 of its values, evenly spaced (all where
+    there are fewer), read as bfloat16 so that a checkpoint has one fingerprint whether it is loaded
+    in float32 or bfloat16.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -154,10 +155,11 @@ def read_card(folder: Path) -> tuple[Path, Card]:
         path = home / name
         if Path(name).name != name or path.is_symlink():
             raise TamperedBundle(f"{home}: the card names {name!r}, which leaves the folder.")
-        found = file_hash(path) if path.is_file() else "no such file"
-        if found != expected:
+        found = file_hash(path) if path.is_file() else None
+        if found is None or found != expected:
             raise TamperedBundle(
-                f"{path}: sha256 expected {expected}, found {found}; download the bundle again."
+                f"{path}: sha256 expected {expected}, found {found or 'no such file'}; download "
+                "the bundle again."
             )
     added = sorted({p.name for p in home.iterdir()} - set(content["files"]) - {CARD})
     if added:

@@ -27,6 +27,7 @@ from typing import Any, Literal, Self
 from weakref import ReferenceType, WeakSet, ref
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel, ProcessorMixin
@@ -250,8 +251,20 @@ class Shift:
     def load(
         cls, home: Path, card: Card, model: PreTrainedModel, processor: ProcessorMixin
     ) -> Self:
-        """Read a verified bundle."""
-        tensors = load_file(home / _TENSORS)
+        """Read a verified bundle.
+
+        Raises
+        ------
+        TamperedBundle, WrongModel
+            If there are no shift vectors in it, or some of another shape.
+        """
+        try:
+            tensors = load_file(home / _TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise TamperedBundle(
+                f"{home / _TENSORS}: expected shift vectors, found none ({error}); download the "
+                "bundle again."
+            ) from None
         anatomy = anatomy_of(model)
         expected = (len(anatomy.blocks), anatomy.hidden_size)
         if set(tensors) != {"shift"}:
