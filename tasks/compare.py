@@ -33,7 +33,7 @@ def run(params: Params) -> Path:
             folder = evaluation_folder(model, defense)
             metrics += read_json(folder / "metrics.json")
             records = read_records(folder / "responses.jsonl")
-            responses += [asdict(record) for record in records]
+            responses += [asdict(record) | {"unsafe": record.unsafe} for record in records]
             if defense != UNDEFENDED:
                 differences += difference_rows(records, control)
                 sweeps[model, defense] = read_json(bundle_folder(model, defense) / "sweep.json")
@@ -68,31 +68,40 @@ def _images(params: Params) -> dict[str, bytes]:
 
 def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
     """What the page names at its foot: no clock in it, so that the same run gives the same page."""
-    import importlib.metadata
-
-    packages = ("hauberk", "torch", "transformers")
     bundles = {
         f"{model} / {defense}": read_json(bundle_folder(model, defense) / "card.json")
         for model in params.models
         for defense in params.defenses
     }
+    evaluations = {
+        f"{model} / {defense}": read_json(evaluation_folder(model, defense) / "card.json")
+        for model in params.models
+        for defense in (UNDEFENDED, *params.defenses)
+    }
     return {
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
-        "Versions": {name: importlib.metadata.version(name) for name in packages},
-        "Batched answers that differ from batch size 1": _differing(params),
+        "Versions": _versions(bundles, evaluations),
+        "Batched answers that differ from batch size 1": _differing(evaluations),
         "Bundles": {name: card["card_sha256"] for name, card in bundles.items()},
         "Weights": {name: card["binding"]["weights"] for name, card in bundles.items()},
     }
 
 
-def _differing(params: Params) -> dict[str, str]:
-    found = {}
-    for model in params.models:
-        for defense in (UNDEFENDED, *params.defenses):
-            card = read_json(evaluation_folder(model, defense) / "card.json")
-            differing, checked = len(card["differing_alone"]), card["checked_alone"]
-            found[f"{model} / {defense}"] = f"{differing} of {checked} checked"
-    return found
+def _versions(bundles: Mapping[str, Any], evaluations: Mapping[str, Any]) -> dict[str, str]:
+    """The packages that built and that measured, as the stages recorded them when they ran."""
+    made = {f"{name}, bundle": card for name, card in bundles.items()}
+    made |= {f"{name}, evaluation": card for name, card in evaluations.items()}
+    return {
+        name: ", ".join(f"{package} {version}" for package, version in card["versions"].items())
+        for name, card in made.items()
+    }
+
+
+def _differing(evaluations: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        name: f"{len(card['differing_alone'])} of {card['checked_alone']} checked"
+        for name, card in evaluations.items()
+    }
 
 
 if __name__ == "__main__":

@@ -70,9 +70,8 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         binding_of(model, processor),
         data=_data_of(chosen),
         measurements={
-            "calibration_unsafe_rate": rates.unsafe_rate,
-            "calibration_accuracy": rates.accuracy,
-            "calibration_over_refusal": rates.over_refusal,
+            f"calibration_{metric}": rates.pooled()[metric]
+            for metric in ("unsafe_rate", "accuracy", "over_refusal")
         },
         extra_files={"sweep.json": json.dumps(document, indent=1, sort_keys=True) + "\n"},
     )

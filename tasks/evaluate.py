@@ -4,7 +4,8 @@ in   artifacts/data/test/*, the model, artifacts/MODEL/DEFENSE/bundle (unless DE
 out  artifacts/MODEL/DEFENSE/evaluation/   responses.jsonl, metrics.json, metrics.parquet, card.json
 
 Finished responses are kept in .scratch/ until the stage is complete; a run that was killed goes
-on after the last of them, as long as data, model, defense and code are the same.
+on after the last of them, as long as data, model, defense, settings, code and packages are the
+same.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     import pandas as pd
     from tqdm import tqdm
 
-    from hauberk.bundle import binding_of
+    from hauberk.bundle import binding_of, versions
     from hauberk.data.samples import read_suite
     from hauberk.defenses import load
     from hauberk.errors import BadParams
@@ -51,9 +52,8 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         identity = _sha256((bundle / "card.json").read_bytes())
     binding = binding_of(model, processor)
     samples = [s for suite in params.suites for s in read_suite(DATA / "test" / f"{suite}.parquet")]
-    parts = (asdict(binding), identity, asdict(params.evaluate), _data_hash(), _code_hash())
-    key = _sha256(repr(parts).encode())
-    scratch = SCRATCH / f"evaluate-{model_name}-{defense_name}-{key[:16]}"
+    key = journal_key(params, model_name, asdict(binding), identity)
+    scratch = SCRATCH / f"evaluate@{model_name}@{defense_name}"
     with tqdm(total=len(samples), desc=f"{model_name} with {defense_name}") as bar:
         records = evaluate(
             model,
@@ -61,7 +61,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
             samples,
             defense,
             names=(model_name, defense_name),
-            journal=scratch / "responses.jsonl",
+            journal=scratch / key[:16] / "responses.jsonl",
             max_new_tokens=params.evaluate.max_new_tokens,
             batch_size=params.evaluate.batch_size,
             progress=bar.update,
@@ -77,6 +77,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         "binding": asdict(binding),
         "bundle": identity,
         "generation": asdict(params.evaluate),
+        "versions": versions(),
         "responses": len(records),
         "checked_alone": len(again),
         "differing_alone": differing,
@@ -85,13 +86,28 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         write_records(records, partial / "responses.jsonl")
         write_json(rows, partial / "metrics.json")
         pd.DataFrame(rows).to_parquet(partial / "metrics.parquet", index=False)
-    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # with what older code or data have left
     return folder
 
 
+def journal_key(params: Params, model_name: str, binding: dict[str, Any], bundle: str) -> str:
+    """Hash what an answer depends on, so that only a journal of the same answers is taken up."""
+    from hauberk.bundle import versions
+
+    parts = (
+        binding, bundle, asdict(params.evaluate), params.models[model_name].dtype, params.threads,
+        versions(), _data_hash(), _code_hash(),
+    )  # fmt: skip
+    return _sha256(repr(parts).encode())
+
+
 def _spread(samples: list[Any], count: int) -> list[Any]:
-    """Take ``count`` samples at even distances, so that every suite is among them."""
-    return samples[:: max(1, len(samples) // count)][:count]
+    """Take ``count`` samples, or all if there are fewer, at even distances from first to last.
+
+    A suite that is larger than the distance is among them.
+    """
+    count = min(count, len(samples))
+    return [samples[index * len(samples) // count] for index in range(count)]
 
 
 def _data_hash() -> str:

@@ -1,20 +1,35 @@
 """params.yaml as frozen dataclasses, checked at the door."""
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from hauberk.errors import BadParams
+
+if TYPE_CHECKING:
+    from hauberk.data.samples import Sample
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 Positive = Annotated[int, Field(ge=1)]
 Alpha = Annotated[float, Field(ge=0, le=10)]
 """The paper sweeps 0 to 1; ten times the shift is beyond any use."""
+
+METRICS = {
+    "refuse": (
+        "unsafe_rate", "unsafe_rate_lower", "unsafe_rate_keyword", "refusal_rate", "evasion_rate",
+    ),
+    "answer": ("accuracy", "over_refusal", "over_refusal_keyword"),
+    "either": ("degenerate_rate", "judge_disagreement", "seconds_per_answer"),
+}  # fmt: skip
+"""What a suite of requests to refuse or to answer is measured by.  Written here once more, so that
+reading parameters needs no torch; a test compares it with hauberk.evaluation.metrics."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to defend: local folder or hub id, its revision, and the precision to load it in."""
+    """A model to defend: the folder lab/NAME, its revision, and the precision to load it in."""
 
     path: str
     revision: str | None
@@ -61,8 +76,8 @@ class ShiftParams:
     """A CMRM defense: what it is fitted and calibrated on, and what there is to choose from."""
 
     anchors: Annotated[list[str], Field(min_length=1)]
-    calibrate_on: Annotated[list[str], Field(min_length=2)]
-    alphas: list[Alpha] | None
+    calibrate_on: Annotated[list[str], Field(min_length=1)]
+    alphas: Annotated[list[Alpha], Field(min_length=1)] | None
     variants: Annotated[list[Variant], Field(min_length=1)]
 
 
@@ -166,40 +181,99 @@ def _known(location: tuple[Any, ...]) -> list[str]:
 
 def _contradictions(params: Params, root: Path) -> Iterator[str]:
     """Yield what is well-formed but cannot be run."""
-    from hauberk.data.lab import SUITES
-    from registry.errors import BadRule
-    from registry.gate import rules_from
-
     if params.profile not in params.profiles:
         yield f"profile: {params.profile!r} is not one of {', '.join(params.profiles)}"
-    yield from _unknown("suites", params.suites, SUITES)
+    yield from _bad_suites("suites", params.suites)
     for name, defense in params.defenses.items():
-        here = f"defenses.{name}"
-        if name == "none":
-            yield f"{here}: 'none' is the undefended model; give the defense another name"
-        yield from _unknown(f"{here}.anchors", defense.anchors, SUITES)
-        yield from _unknown(f"{here}.calibrate_on", defense.calibrate_on, SUITES)
+        yield from _bad_defense(f"defenses.{name}", name, defense)
         for index, variant in enumerate(defense.variants):
-            yield from _bad_layers(f"{here}.variants.{index}", variant, params.models, root)
+            here = f"defenses.{name}.variants.{index}"
+            yield from _bad_layers(here, variant, params.models, root)
     for model, spec in params.models.items():
-        if _is_local(spec.path) and not (root / spec.path / "config.json").is_file():
-            yield (
-                f"models.{model}.path: {spec.path!r} holds no config.json; give a folder that "
-                "`save_pretrained` wrote, or a hub id"
-            )
-    try:
-        rules_from(params.gate)
-    except BadRule as error:
-        yield from map(str.strip, str(error).removeprefix("params.yaml:").strip().splitlines())
+        yield from _bad_model(f"models.{model}", model, spec, root)
+    yield from _bad_gate(params)
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
         yield from _unknown(f"registry.promote.{model}", [chosen], params.defenses)
 
 
-def _unknown(key: str, names: list[str], known: Mapping[str, Any]) -> Iterator[str]:
+def _bad_suites(key: str, names: list[str]) -> Iterator[str]:
+    from hauberk.data.lab import SUITES
+
+    yield from _unknown(key, names, SUITES)
+    yield from _repeated(key, names)
+
+
+def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
+    from hauberk.data.lab import SUITES
+
+    if name == "none":
+        yield f"{key}: 'none' is the undefended model; give the defense another name"
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _ and - only"
+    yield from _bad_suites(f"{key}.anchors", defense.anchors)
+    yield from _bad_suites(f"{key}.calibrate_on", defense.calibrate_on)
+    plain = [s for s in defense.anchors if s in SUITES and _sample_of(s).image is None]
+    if plain:
+        yield f"{key}.anchors: {plain} have no pictures, so that there is no shift to estimate"
+    known = [suite for suite in defense.calibrate_on if suite in SUITES]
+    expected = {_sample_of(suite).expected for suite in known}
+    if known and len(expected) < 2:
+        missing = "benign suite" if expected == {"refuse"} else "suite of harmful requests"
+        yield f"{key}.calibrate_on: {known} hold no {missing}; a choice weighs both kinds"
+
+
+def _bad_model(key: str, name: str, spec: ModelSpec, root: Path) -> Iterator[str]:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _, - and dots"
+    if name == "data":
+        yield f"{key}: artifacts/data holds the suites; give the model another name"
+    if spec.path != f"lab/{name}":
+        yield (
+            f"{key}.path: {spec.path!r} is wrong: the stages follow the files of a model in the "
+            f"folder of its name only, {f'lab/{name}'!r}; put the model there"
+        )
+    elif not (root / spec.path / "config.json").is_file():
+        yield (
+            f"{key}.path: {spec.path!r} holds no config.json; put a model there as "
+            "`save_pretrained` writes it"
+        )
+
+
+def _bad_gate(params: Params) -> Iterator[str]:
+    from hauberk.data.lab import SUITES
+    from registry.errors import BadRule
+    from registry.gate import rules_from
+
+    try:
+        rules = rules_from(params.gate)
+    except BadRule as error:
+        yield from map(str.strip, str(error).removeprefix("params.yaml:").strip().splitlines())
+        return
+    for index, rule in enumerate(rules):
+        yield from _unknown(f"gate.{index}.suite", [rule.suite], params.suites)
+        if rule.suite in params.suites and rule.suite in SUITES:
+            known = (*METRICS[_sample_of(rule.suite).expected], *METRICS["either"])
+            yield from _unknown(f"gate.{index}.metric", [rule.metric], known)
+
+
+@cache
+def _sample_of(suite: str) -> "Sample":
+    """One sample of a suite; all of them are of one kind, and all or none have a picture."""
+    from hauberk.data.lab import build_suite
+
+    return build_suite(suite, "calibration", 1, seed=0)[0]
+
+
+def _unknown(key: str, names: Collection[str], known: Collection[str]) -> Iterator[str]:
     for name in names:
         if name not in known:
             yield f"{key}: {name!r} is not one of {', '.join(known)}"
+
+
+def _repeated(key: str, values: Sequence[Any]) -> Iterator[str]:
+    for value in dict.fromkeys(value for value in values if values.count(value) > 1):
+        yield f"{key}: {value!r} stands there more than once; once is right"
 
 
 def _bad_layers(
@@ -207,6 +281,7 @@ def _bad_layers(
 ) -> Iterator[str]:
     if variant.compose == "single" and len(variant.layers or []) != 1:
         yield f"{key}.layers: {variant.layers!r} is wrong: compose 'single' takes exactly one layer"
+    yield from _repeated(f"{key}.layers", variant.layers or [])
     for model, spec in models.items():
         blocks = _blocks_of(root / spec.path / "config.json")
         outside = [n for n in variant.layers or [] if n < 0 or (blocks and n >= blocks)]
@@ -216,14 +291,9 @@ def _bad_layers(
 
 
 def _blocks_of(config: Path) -> int | None:
-    """The number of decoder blocks, from a local config; None for a model that is not local."""
+    """The number of decoder blocks as its config tells; None where it does not."""
     if not config.is_file():
         return None
     content = json.loads(config.read_text())
     found = content.get("text_config", content).get("num_hidden_layers")
     return found if isinstance(found, int) else None
-
-
-def _is_local(path: str) -> bool:
-    """A hub id is NAME or OWNER/NAME; the project's own models lie under lab/."""
-    return path.startswith(("lab/", ".", "/", "~")) or path.count("/") > 1

@@ -37,7 +37,7 @@ def _wanted(params: Params) -> list[tuple[str, str, int]]:
     calibration = {s for defense in params.defenses.values() for s in defense.calibrate_on}
     return [
         *(("test", suite, sizes.samples) for suite in params.suites),
-        *(("calibration", suite, sizes.calibration) for suite in sorted(calibration | {"text"})),
+        *(("calibration", suite, sizes.calibration) for suite in sorted(calibration)),
         *(("anchor", suite, sizes.anchor) for suite in sorted(anchors)),
     ]
 

@@ -112,8 +112,9 @@ def load_model(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMi
     Raises
     ------
     BadParams
-        If the name is unknown, or the files are neither here nor to be had.
+        If the name is unknown, or the files are missing or cannot be read.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     spec: ModelSpec | None = params.models.get(name)
@@ -124,9 +125,11 @@ def load_model(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMi
             spec.path, revision=spec.revision or "main", dtype=spec.dtype
         )
         processor = AutoProcessor.from_pretrained(spec.path, revision=spec.revision or "main")
-    except OSError as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        # transformers has no error of its own for files that are missing, broken or unknown
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BadParams(
-            f"models.{name}.path: {spec.path!r} cannot be loaded ({str(error).splitlines()[0]}); "
+            f"models.{name}.path: {spec.path!r} cannot be loaded ({why}); "
             "put config, weights, tokenizer and processor there, or correct params.yaml."
         ) from None
     return model.eval(), processor

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import transformers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
@@ -96,6 +97,46 @@ def test_the_card_tells_what_the_bundle_is(made):
     assert card.files == {
         name: file_hash(made / name) for name in ("shift.safetensors", "sweep.json")
     }
+
+
+def test_the_card_tells_the_packages_and_one_from_before_they_were_told_is_read(bundle):
+    versions = read_card(bundle)[1].versions
+    assert versions == {
+        "hauberk": hauberk.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    content = json.loads((bundle / CARD).read_text())
+    del content["versions"]
+    (bundle / CARD).write_text(json.dumps(content))
+    sign(bundle)
+    assert read_card(bundle)[1].versions == {}
+
+
+@pytest.mark.parametrize("expected", ["no such file", "None", None])
+def test_a_missing_file_is_missed_whatever_the_card_expects_of_it(bundle, expected):
+    files = json.loads((bundle / CARD).read_text())["files"]
+    (bundle / "shift.safetensors").unlink()
+    sign(bundle, files=files | {"shift.safetensors": expected})
+    with pytest.raises(TamperedBundle, match=r"shift\.safetensors.*found no such file"):
+        read_card(bundle)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not tensors at all"])
+def test_a_bundle_without_readable_vectors_is_named_also_where_its_card_is_right(
+    tiny, bundle, content
+):
+    files = json.loads((bundle / CARD).read_text())["files"]
+    path = bundle / "shift.safetensors"
+    if content is None:
+        path.unlink()
+        del files[path.name]
+    else:
+        path.write_bytes(content)
+        files[path.name] = file_hash(path)
+    sign(bundle, files=files)
+    with pytest.raises(TamperedBundle, match=r"shift\.safetensors: expected shift vectors"):
+        hauberk.load(bundle, tiny.model, tiny.processor)
 
 
 def test_the_same_defense_is_saved_as_the_same_bytes(tiny, defense, made, tmp_path):

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hauberk.data.lab import SUITES, build_suite
 from hauberk.errors import BadParams
-from tasks.params import load_params
+from tasks.params import METRICS, load_params
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
 RIGHT = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 
@@ -42,7 +44,9 @@ def write(tmp_path):
     return put
 
 
-VARIANT = ("defenses", "cmrm", "variants", 0)
+CMRM_KEY = ("defenses", "cmrm")
+VARIANT = (*CMRM_KEY, "variants", 0)
+MODEL, CMRM = RIGHT["models"]["lab-llava"], RIGHT["defenses"]["cmrm"]
 WRONG = [
     # an unknown key at every level
     (("sead",), 1, "sead: unknown key.*seed"),
@@ -87,11 +91,40 @@ WRONG = [
     ((*VARIANT, "layers"), [2, 99], r"variants.0.layers: \[99\] are outside 0..5.*lab-llava"),
     ((*VARIANT, "layers"), [-1], r"variants.0.layers: \[-1\] are outside 0..5"),
     ((*VARIANT, "compose"), "single", "variants.0.layers: None is wrong.*exactly one layer"),
+    (("models", "lab-llava", "path"), "lab/other", "path: 'lab/other' is wrong.*'lab/lab-llava'"),
+    (("models", "lab-llava", "path"), "owner/name", "path: 'owner/name' is wrong.*lab/lab-llava"),
+    (("models", "lab-llava", "path"), "/tmp/lab-llava", "path: '/tmp/lab-llava' is wrong"),
+    (("models", "absent"), MODEL | {"path": "lab/absent"}, "absent.path: 'lab/absent' holds no"),
+    (("models", "../x"), MODEL | {"path": "lab/../x"}, r"models.\.\./x: .* letters, digits"),
+    (("models", ".."), MODEL | {"path": "lab/.."}, r"models.\.\.: '\.\.' becomes a folder"),
+    (("models", "data"), MODEL | {"path": "lab/data"}, "models.data: artifacts/data holds"),
+    (("defenses", "a/b"), CMRM, "defenses.a/b: 'a/b' becomes a folder.*letters, digits"),
+    (("defenses", "a.b"), CMRM, "defenses.a.b: 'a.b' becomes a folder"),
+    (("defenses", "a b\n"), CMRM, "defenses.a b\n: .* becomes a folder"),
+    (("defenses", "cmrm", "alphas"), [], r"defenses.cmrm.alphas: \[\] is wrong.*at least 1"),
+    (("suites",), [*RIGHT["suites"], "text"], "suites: 'text' stands there more than once"),
+    ((*CMRM_KEY, "anchors"), ["image"] * 2, "cmrm.anchors: 'image' stands there more than once"),
+    ((*CMRM_KEY, "calibrate_on"), ["image", "lookalike", "image"], "calibrate_on: 'image' stands"),
+    ((*VARIANT, "layers"), [2, 3, 2], "variants.0.layers: 2 stands there more than once"),
     (
-        ("models", "lab-llava", "path"),
-        "lab/nothing",
-        "models.lab-llava.path: 'lab/nothing' holds no",
+        (*CMRM_KEY, "anchors"),
+        ["text_image", "text", "benign_text"],
+        r"cmrm.anchors: \['text', 'benign_text'\] have no pictures",
     ),
+    (
+        (*CMRM_KEY, "calibrate_on"),
+        ["text_image", "image"],
+        r"cmrm.calibrate_on: \['text_image', 'image'\] hold no benign suite",
+    ),
+    (
+        (*CMRM_KEY, "calibrate_on"),
+        ["lookalike"],
+        r"cmrm.calibrate_on: \['lookalike'\] hold no suite of harmful requests",
+    ),
+    (("gate", 1, "suite"), "text_imgae", "gate.1.suite: 'text_imgae' is not one of text, text_im"),
+    (("gate", 0, "metric"), "unsafe", "gate.0.metric: 'unsafe' is not one of unsafe_rate, .*secon"),
+    (("gate", 0, "metric"), "accuracy", "gate.0.metric: 'accuracy' is not one of unsafe_rate"),
+    (("gate", 1, "metric"), "unsafe_rate", "gate.1.metric: 'unsafe_rate' is not one of accuracy"),
     (
         ("registry", "promote"),
         {"llava": "cmrm"},
@@ -153,10 +186,29 @@ def test_no_file_says_where_to_start(tmp_path):
         load_params(tmp_path / "params.yaml")
 
 
-def test_layers_of_a_model_from_the_hub_are_left_to_the_model(write):
-    hub = {"path": "owner/name", "revision": "main", "dtype": "float32"}
-    changes = ((("models", "hub"), hub), ((*VARIANT, "layers"), [5]))
-    assert load_params(write(*changes)).models["hub"].path == "owner/name"
+def test_contradictions_of_every_section_are_named_at_once(write):
+    path = write(
+        (("suites",), ["text", "text"]), (("models", "lab-llava", "path"), "lab/x"),
+        (("defenses", "a b"), CMRM), (("gate", 0, "metric"), "x"),
+    )  # fmt: skip
+    with pytest.raises(BadParams) as caught:
+        load_params(path)
+    for key in ("suites:", "models.lab-llava.path:", "defenses.a b:", "gate.0.suite:"):
+        assert str(caught.value).count(f"\n  {key}") == 1
+
+
+@pytest.mark.parametrize("expected", ["refuse", "answer"])
+def test_the_metrics_that_a_rule_may_name_are_those_that_are_measured(expected):
+    from hauberk.evaluation.metrics import flags_of
+
+    known = {*METRICS[expected], *METRICS["either"]}
+    assert known == {*flags_of(expected), "seconds_per_answer"}
+
+
+def test_all_samples_of_a_suite_are_of_one_kind_and_all_or_none_have_a_picture():
+    for suite in SUITES:
+        samples = build_suite(suite, "anchor", 30, seed=1)
+        assert len({(sample.expected, sample.image is None) for sample in samples}) == 1
 
 
 @pytest.mark.parametrize(
@@ -175,7 +227,7 @@ def test_at_the_shell_it_is_one_message_status_1_and_nothing_written(
     done = subprocess.run(
         [sys.executable, "-m", "tasks.estimate_shift", *arguments],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": HERE},
         capture_output=True,
         text=True,
     )

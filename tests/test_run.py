@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from hauberk.data.lab import build_suite
 from hauberk.evaluation.run import (
-    Record,
     differing_alone,
     evaluate,
     judge_response,
@@ -172,4 +171,3 @@ def test_records_survive_any_text(texts):
 
 def test_no_journal_is_an_empty_one(tmp_path):
     assert read_records(tmp_path / "nothing.jsonl") == []
-    assert all(isinstance(name, str) for name in Record.__dataclass_fields__)

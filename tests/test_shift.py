@@ -1,5 +1,6 @@
 """CMRM: what must hold for every model, checked on a tiny real LLaVA."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from hauberk.analysis.twins import TwinStates, last_states
 from hauberk.anatomy import anatomy_of
+from hauberk.defenses import Undefended
 from hauberk.defenses.shift import (
     Shift,
     ShiftSetting,
@@ -182,6 +184,12 @@ def test_half_precision_states_are_averaged_in_float32():
     assert estimate_shift(shifts).item() == pytest.approx(1.00390625, abs=1e-6)
 
 
+def test_anchors_without_an_image_are_refused_and_do_not_shrink_the_shift(tiny):
+    mixed = [*tiny.pictured[:3], *tiny.plain[:2]]
+    with pytest.raises(UnsupportedRequest, match=r"2 of 5 requests have no image.*picture"):
+        sample_shifts(tiny.model, tiny.processor, mixed)
+
+
 def test_no_sample_is_refused():
     with pytest.raises(ValueError, match="n > 0"):
         estimate_shift(torch.empty(0, 3, 4))
@@ -205,6 +213,36 @@ def test_the_model_is_restored_also_after_an_error(tiny, shifts):
     assert hooks() == before
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_shift_inside_the_block_of_a_shift_is_refused_and_the_first_goes_on(tiny, shifts, alpha):
+    defense = make(tiny, shifts, ShiftSetting(compose="incremental"))
+    other = make(tiny, shifts, ShiftSetting(), alpha=alpha)
+    requests, arguments = tiny.pictured[:3], {"max_new_tokens": 4}
+    once = respond(tiny.model, tiny.processor, requests, defense, **arguments)
+    with defense.applied(tiny.model):
+        for second in (defense, other):
+            with pytest.raises(UnsupportedRequest, match=r"applied to this model already.*without"):
+                respond(tiny.model, tiny.processor, requests, second, **arguments)
+        inside = respond(tiny.model, tiny.processor, requests, **arguments)
+    assert [answer.text for answer in inside] == [answer.text for answer in once]
+    again = respond(tiny.model, tiny.processor, requests, defense, **arguments)
+    assert [answer.text for answer in again] == [answer.text for answer in once]
+
+
+def test_a_defense_of_another_method_may_act_inside_the_block(tiny, shifts):
+    defense = make(tiny, shifts, ShiftSetting())
+    with defense.applied(tiny.model), Undefended().applied(tiny.model):
+        assert len(tiny.model._forward_pre_hooks) == 1
+
+
+def test_a_block_that_could_not_be_entered_leaves_the_model_free(tiny, shifts):
+    with pytest.raises(LayerOutOfRange):
+        with make(tiny, shifts, ShiftSetting(layers=(99,))).applied(tiny.model):
+            pass
+    with make(tiny, shifts, ShiftSetting()).applied(tiny.model):
+        pass
+
+
 def test_layer_out_of_range_names_the_range_and_the_cure(tiny, shifts):
     defense = make(tiny, shifts, ShiftSetting(layers=(2, 99)))
     with pytest.raises(LayerOutOfRange, match=r"\[99\].*0\.\.3.*params\.yaml"):
@@ -223,6 +261,70 @@ def test_calls_that_cannot_be_followed_are_refused(tiny, shifts):
             tiny.model(input_ids=two, past_key_values=cache)
         with pytest.raises(UnsupportedRequest, match="input_ids"):
             tiny.model(inputs_embeds=torch.zeros(1, 2, 32))
+
+
+def prefilled(tiny, *requests):
+    """The cache of a prompt and the token that a model would choose next, (rows, 1)."""
+    found = tiny.model(**encode(tiny.processor, requests), use_cache=True)
+    return found.past_key_values, found.logits[:, -1:].argmax(-1)
+
+
+@pytest.mark.parametrize("return_dict", [True, False])
+@torch.no_grad()
+def test_token_by_token_a_prompt_is_continued_as_generate_does(tiny, shifts, return_dict):
+    defense = make(tiny, shifts, ShiftSetting(compose="incremental"))
+    inputs = encode(tiny.processor, tiny.pictured[:2])
+    with defense.applied(tiny.model):
+        whole = tiny.model.generate(**inputs, max_new_tokens=5, do_sample=False)
+        found = tiny.model(**inputs, use_cache=True, return_dict=return_dict)
+        logits, cache = found[:2]
+        tokens = [logits[:, -1:].argmax(-1)]
+        for _ in range(4):
+            found = tiny.model(input_ids=tokens[-1], past_key_values=cache)
+            tokens.append(found.logits[:, -1:].argmax(-1))
+    assert torch.equal(torch.cat(tokens, 1), whole[:, -5:])
+
+
+@torch.no_grad()
+def test_a_cache_that_does_not_hold_the_prompt_of_this_block_is_refused(tiny, shifts):
+    """Its rows, its twins and its length would be those of another prompt."""
+    defense = make(tiny, shifts, ShiftSetting())
+    longest = max(tiny.pictured, key=lambda request: len(request.text))
+    outside, token = prefilled(tiny, tiny.pictured[0])
+
+    def refused(cache, token):
+        length = cache.get_seq_length()
+        with pytest.raises(UnsupportedRequest, match=rf"after {length} cached ones.*without a"):
+            tiny.model(input_ids=token, past_key_values=cache)
+        assert cache.get_seq_length() == length
+
+    with defense.applied(tiny.model):
+        refused(outside, token)  # no prompt was read yet
+        own, token = prefilled(tiny, tiny.pictured[0])
+        refused(outside, token)  # as long as the own one
+        refused(copy.deepcopy(own), token)
+        refused(own, token.expand(2, 1))
+        refused(own, token.expand(1, 3))  # a second turn, or assisted decoding
+        longer, _ = prefilled(tiny, longest)
+        refused(own, token)  # another prompt was read since
+        longer.crop(-1)
+        refused(longer, token)
+    with defense.applied(tiny.model):
+        refused(own, token)  # the block it was made in is closed
+
+
+@torch.no_grad()
+def test_a_whole_prompt_after_steps_with_a_cache_is_edited_at_its_own_end(tiny, shifts):
+    """Its first positions are those of the prompt before it, but it is no step of that one."""
+    defense = make(tiny, shifts, ShiftSetting(compose="incremental"))
+    inputs = encode(tiny.processor, tiny.pictured[:1])
+    with defense.applied(tiny.model):
+        longer = tiny.model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        whole = {"input_ids": longer, "pixel_values": inputs["pixel_values"]}
+        after = tiny.model(**whole).logits
+    with defense.applied(tiny.model):
+        fresh = tiny.model(**whole).logits
+    assert torch.equal(after, fresh)
 
 
 @torch.no_grad()

@@ -8,17 +8,21 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hauberk.errors import HauberkError
+from hauberk.errors import BadParams, HauberkError
 from tasks import compare, estimate_shift, evaluate, prepare_data
 from tasks.params import load_params
-from tasks.stage import writing
+from tasks.stage import load_model, writing
 
 ROOT = Path(__file__).resolve().parents[1]
+HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
 SMALL = {
     "profile": "small",
     "profiles": {"small": {"data": {"samples": 6, "calibration": 3, "anchor": 3}, "alphas": [1.0]}},
@@ -37,7 +41,7 @@ SMALL = {
 
 def start(root, *arguments, **options):
     command = [sys.executable, "-m", f"tasks.{arguments[0]}", *arguments[1:]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    environment = {**os.environ, "PYTHONPATH": HERE, **options.pop("env", {})}
     return subprocess.Popen(
         command,
         cwd=root,
@@ -77,6 +81,7 @@ def project(root, lab_folder, **changes):
     """A root with params.yaml and the tiny model where the stages look for it."""
     shutil.copytree(lab_folder, root / "lab" / "lab-llava")
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | SMALL | changes
+    params["gate"] = [rule for rule in params["gate"] if rule["suite"] in params["suites"]]
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     return root
 
@@ -159,6 +164,9 @@ def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(done, lab_f
     assert process.returncode == -signal.SIGKILL
     assert not (root / "artifacts/lab-llava/none").exists()
     (journal,) = (root / ".scratch").rglob("responses.jsonl")
+    older = journal.parent.with_name("0" * 16) / journal.name  # of other code, say
+    older.parent.mkdir()
+    older.write_text("")
     kept = journal.read_bytes()
     kept = kept[: kept.rfind(b"\n") + 1]
     before = [json.loads(line) for line in kept.splitlines()]
@@ -176,7 +184,7 @@ def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(done, lab_f
 def wait_for_lines(root, count, process):
     until = time.monotonic() + 200
     while time.monotonic() < until and process.poll() is None:
-        for journal in root.glob(".scratch/*/responses.jsonl"):
+        for journal in root.glob(".scratch/*/*/responses.jsonl"):
             if journal.read_bytes().count(b"\n") >= count:
                 return
         time.sleep(0.01)
@@ -185,6 +193,95 @@ def wait_for_lines(root, count, process):
 
 def timeless(record):
     return record | {"seconds": 0}
+
+
+def small(write_to, **changes):
+    """Parameters, with changes of top-level sections."""
+    (write_to / "lab" / "lab-llava").mkdir(parents=True, exist_ok=True)
+    (write_to / "lab" / "lab-llava" / "config.json").write_text("{}")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | changes
+    path = write_to / "params.yaml"
+    path.write_text(yaml.safe_dump(params))
+    return load_params(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b"{"),
+        ("config.json", b'{"model_type": "unheard-of"}'),
+        ("config.json", b'{"model_type": "bert"}'),
+        ("config.json", None),
+        ("model.safetensors", b"x" * 40),
+        ("model.safetensors", None),
+        ("tokenizer.json", b"{"),
+    ],
+)
+def test_a_model_that_cannot_be_read_is_one_message(lab_folder, tmp_path, name, content):
+    root = project(tmp_path, lab_folder)
+    with contextlib.chdir(root):
+        params = load_params()
+        path = Path("lab/lab-llava", name)
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(BadParams, match=r"models\.lab-llava\.path: .* cannot be loaded \(\S"):
+            load_model(params, "lab-llava")
+
+
+def test_a_journal_is_taken_up_only_where_everything_an_answer_depends_on_is_the_same(
+    tmp_path, monkeypatch
+):
+    data = tmp_path / "artifacts/data/card.json"
+    data.parent.mkdir(parents=True)
+    data.write_text("{}")
+    spec = {"path": "lab/lab-llava", "revision": None}
+    keys = {}
+
+    def note(name, binding="weights", bundle="none", **changes):
+        with contextlib.chdir(tmp_path):
+            params = small(tmp_path, **changes)
+            keys[name] = evaluate.journal_key(params, "lab-llava", {"w": binding}, bundle)
+
+    note("first")
+    note("again")
+    assert keys.pop("again") == keys["first"]
+    note("weights", binding="other")
+    note("bundle", bundle="other")
+    note("dtype", models={"lab-llava": {**spec, "dtype": "bfloat16"}})
+    note("threads", threads=2)
+    note("tokens", evaluate={"batch_size": 64, "max_new_tokens": 8, "checked_alone": 32})
+    for package in ("torch", "transformers"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{package}.__version__", "0.0.1")
+            note(package)
+    data.write_text('{"other": 1}')
+    note("data")
+    assert len(set(keys.values())) == len(keys) == 9
+
+
+@given(total=st.integers(1, 500), count=st.integers(1, 60))
+def test_answers_checked_alone_are_spread_evenly_over_all_samples(total, count):
+    found = evaluate._spread(list(range(total)), count)
+    assert len(found) == min(total, count)
+    edges = [*found, total]
+    steps = {after - before for before, after in pairwise(edges)}
+    assert found[0] == 0
+    assert max(steps) - min(steps) <= 1
+
+
+@pytest.mark.slow
+def test_the_report_shows_the_packages_that_built_and_measured_not_those_that_compare(
+    done, tmp_path
+):
+    root = shutil.copytree(done, tmp_path / "copy")
+    for name in ("none/evaluation", "cmrm/evaluation", "cmrm/bundle"):
+        path = root / "artifacts/lab-llava" / name / "card.json"
+        card = json.loads(path.read_text())
+        assert set(card["versions"]) == {"hauberk", "torch", "transformers"}
+        path.write_text(json.dumps(card | {"versions": {"torch": f"1.2.3+{name}"}}))
+    run(root, compare)
+    page = (root / "reports/index.html").read_text()
+    for name in ("none/evaluation", "cmrm/evaluation", "cmrm/bundle"):
+        assert f"torch 1.2.3+{name}" in page
 
 
 @pytest.mark.parametrize("there_before", [False, True])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, multinomial
 from statsmodels.stats.contingency_tables import mcnemar
 
-from hauberk.evaluation.statistics import mean, paired_difference, proportion
+from hauberk.evaluation.statistics import paired_difference, proportion
 
 flags = st.lists(st.booleans(), min_size=1, max_size=60)
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -115,26 +115,9 @@ def test_the_interval_of_a_difference_covers_the_truth_about_95_times_in_100():
     assert min(covered) > 0.92
 
 
-def test_the_interval_of_a_mean_covers_the_truth_about_95_times_in_100():
-    drawn = np.random.default_rng(5).exponential(2.0, (1500, 80))
-    found = [mean(row) for row in drawn]
-    covered = np.mean([f.low <= 2.0 <= f.high for f in found])
-    assert covered == pytest.approx(0.94, abs=0.02)
-    assert found[0].value == pytest.approx(drawn[0].mean())
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30))
-def test_a_mean_lies_in_its_interval(values):
-    found = mean(values)
-    assert found.low <= found.value <= found.high
-    assert found.n == len(values)
-
-
 def test_nothing_cannot_be_counted():
     with pytest.raises(ValueError, match="no samples"):
         proportion([])
-    with pytest.raises(ValueError, match="no samples"):
-        mean([])
     with pytest.raises(ValueError, match="0 treated and 0 control"):
         paired_difference([], [])
 

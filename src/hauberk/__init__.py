@@ -5,8 +5,8 @@ defense = hauberk.load(folder, model, processor)
 with defense.applied(model):
     model.generate(**processor(...))
 
-Or, without the block, which would apply the defense twice: hauberk.respond(model, processor,
-requests, defense).
+Or, in batches and outside the block, where the defense is applied already:
+hauberk.respond(model, processor, requests, defense).
 """
 
 from typing import TYPE_CHECKING, Any

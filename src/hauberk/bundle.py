@@ -25,7 +25,7 @@ from hauberk.errors import BadBundle, TamperedBundle, WrongModel
 CARD = "card.json"
 SCHEMA = 1
 _SAMPLED_VALUES = 1024
-"""Values of each tensor that go into the fingerprint of the weights."""
+"""Values of each tensor that go into the fingerprint of the weights, at least."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Card:
     measurements: Mapping[str, float] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     hauberk: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Packages that it was made with; empty for bundles from before this was recorded."""
     schema: int = SCHEMA
 
 
@@ -75,8 +77,9 @@ def binding_of(model: PreTrainedModel, processor: ProcessorMixin) -> Binding:
 def fingerprint(model: PreTrainedModel) -> str:
     """Hash a model's weights in milliseconds, whatever their number.
 
-    Covers every tensor's name and shape and up to 1024 of its values, evenly spaced, read as
-    bfloat16 so that a checkpoint has one fingerprint whether it is loaded in float32 or bfloat16.
+    Covers every tensor's name and shape and 1024 to 2047 of its values, evenly spaced (all where
+    there are fewer), read as bfloat16 so that a checkpoint has one fingerprint whether it is loaded
+    in float32 or bfloat16.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -88,14 +91,25 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def versions() -> dict[str, str]:
+    """The packages that a number depends on, with the versions that run now."""
+    import transformers
+
+    from hauberk import __version__
+
+    return {
+        "hauberk": __version__,
+        "torch": str(torch.__version__),
+        "transformers": transformers.__version__,
+    }
+
+
 def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) -> Path:
     """Write a bundle so that it is either complete or not there.
 
     ``write_files`` puts the data files into the folder it is given; their hashes are added to
     the card, which is written last.
     """
-    from hauberk import __version__
-
     partial = folder.with_name(folder.name + ".part")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -105,7 +119,9 @@ def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) 
         shutil.rmtree(partial, ignore_errors=True)
         raise
     files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
-    content = {**asdict(card), "files": files, "hauberk": __version__}
+    made_with = versions()
+    content = {**asdict(card), "files": files, "hauberk": made_with["hauberk"]}
+    content["versions"] = made_with
     content["card_sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
     (partial / CARD).write_bytes(_canonical(content))
     shutil.rmtree(folder, ignore_errors=True)
@@ -139,10 +155,11 @@ def read_card(folder: Path) -> tuple[Path, Card]:
         path = home / name
         if Path(name).name != name or path.is_symlink():
             raise TamperedBundle(f"{home}: the card names {name!r}, which leaves the folder.")
-        found = file_hash(path) if path.is_file() else "no such file"
-        if found != expected:
+        found = file_hash(path) if path.is_file() else None
+        if found is None or found != expected:
             raise TamperedBundle(
-                f"{path}: sha256 expected {expected}, found {found}; download the bundle again."
+                f"{path}: sha256 expected {expected}, found {found or 'no such file'}; download "
+                "the bundle again."
             )
     added = sorted({p.name for p in home.iterdir()} - set(content["files"]) - {CARD})
     if added:
@@ -206,6 +223,7 @@ def _verified_card(home: Path, raw: bytes) -> dict[str, Any]:
             f"{home}: the card has schema {content['schema']}, this hauberk reads up to {SCHEMA}; "
             f"install hauberk {content['hauberk']} or newer."
         )
+    content.setdefault("versions", {})
     binding = content.get("binding", {})
     missing = [key for key in Card.__dataclass_fields__ if key not in content]
     missing += [f"binding.{key}" for key in Binding.__dataclass_fields__ if key not in binding]

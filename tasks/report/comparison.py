@@ -44,7 +44,7 @@ class Comparison:
     sweeps: Mapping[tuple[str, str], Row] = field(default_factory=dict)
     """(model, defense) -> its sweep.json; only where a setting was chosen by a sweep."""
     responses: Sequence[Row] = ()
-    """Lines of responses.jsonl of every run."""
+    """Lines of responses.jsonl of every run, each with what the record says of it: `unsafe`."""
     images: Mapping[str, bytes] = field(default_factory=dict)
     """sample_id -> PNG, JPEG or WebP bytes; only samples with a picture."""
     chosen: Mapping[str, str] = field(default_factory=dict)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.report.comparison import Comparison, Row, number
 from tasks.report.plots import plot_alpha, plot_layers, plot_trade_off
-from tasks.report.sweeps import KIND, SETTING, every_setting, wilson
+from tasks.report.sweeps import KIND, SETTING, bounds_of, by_suite, every_setting
 from tasks.report.theme import drawing, svg
 from tasks.report.words import amount, interval
 
@@ -64,7 +64,7 @@ def measured_setting(row: Row) -> str:
 
 
 def rates(row: Row) -> str:
-    """Write what was measured on calibration: never an unsafe rate without its cost."""
+    """Write what was measured on calibration, pooled and by suite, an unsafe rate with its cost."""
     parts = []
     for metric, title, count in (
         ("unsafe_rate", "unsafe answers", "n_harmful"),
@@ -72,8 +72,9 @@ def rates(row: Row) -> str:
         ("over_refusal", "over-refusal", "n_benign"),
     ):
         value, n = number(row.get(metric)), row.get(count)
-        bounds = interval(*(wilson(value, n) or (None, None)), metric)
-        inside = f" ({bounds}, n {n})" if bounds else ""
+        bounds = interval(*(bounds_of(value, n) or (None, None)), metric)
+        suites = ", ".join(f"{name} {amount(on, metric)}" for name, on in by_suite(row, metric))
+        inside = f" ({bounds}, n {n}{f'; {suites}' if suites else ''})" if bounds else ""
         parts.append(f"{title} {amount(value, metric)}{inside}")
     return ", ".join(parts)
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tasks.report.comparison import Comparison, Row, number
-from tasks.report.sweeps import Line, every_setting, kind_of, lines, look_of, wilson
+from tasks.report.sweeps import Line, bounds_of, every_setting, kind_of, lines, look_of
 from tasks.report.theme import INK, MUTED, PAPER, as_percent, look, panels
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _curve(axis: "Axes", curve: Line, metric: str, count: str) -> None:
         axis.plot(alphas, values, color=colour, linestyle=dash, linewidth=0.7, alpha=0.45)
         return
     axis.plot(alphas, values, color=colour, linestyle=dash, marker=marker, label=curve.kind)
-    bounds = [wilson(number(row.get(metric)), row.get(count)) for row in curve.points]
+    bounds = [bounds_of(number(row.get(metric)), row.get(count)) for row in curve.points]
     low, high = ([_nan(b[side] if b else None) for b in bounds] for side in (0, 1))
     axis.fill_between(alphas, low, high, color=colour, alpha=0.09, linewidth=0)
 

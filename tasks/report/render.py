@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.report import tables, words
 from tasks.report.comparison import UNDEFENDED, Comparison
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting
-from tasks.report.samples import AT_MOST, SAFE, pick
-from tasks.report.sweeps import wilson
+from tasks.report.samples import AT_MOST, pick
+from tasks.report.sweeps import bounds_of, by_suite
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -82,7 +82,6 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "judges": {model: tables.judges(comparison, model) for model in comparison.models},
         "samples": samples,
         "at_most": AT_MOST,
-        "safe": SAFE,
         "costs": {model: tables.costs(comparison, model) for model in comparison.models},
         "context": {title: tables.flat(values) for title, values in comparison.context.items()},
         "images": {
@@ -111,7 +110,8 @@ def _environment() -> "Environment":
         rates=rates,
         setting=setting,
         measured_setting=measured_setting,
-        wilson=wilson,
+        bounds_of=bounds_of,
+        by_suite=by_suite,
         svg_uri=lambda text: _data_uri("image/svg+xml", text.encode()),
     )
     return environment

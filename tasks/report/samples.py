@@ -10,8 +10,6 @@ from hashlib import sha256
 
 from tasks.report.comparison import UNDEFENDED, Comparison, Row, suite_order
 
-SAFE = ("refused", "safe")
-
 AT_MOST = 3
 """So many samples are shown of each kind."""
 
@@ -36,8 +34,7 @@ class Kind:
 
 
 def _unsafe(row: Row) -> bool:
-    """As in the unsafe rate: what no judge can read is not called safe."""
-    return row["outcome"] not in SAFE
+    return bool(row["unsafe"])
 
 
 def _right(row: Row) -> bool:

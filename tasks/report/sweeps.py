@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.report.comparison import Comparison, Row, number
+from tasks.report.comparison import Comparison, Row, number, suite_order
 
 KIND = ("compose", "level")
 """What a colour and a dash stand for."""
@@ -71,18 +71,25 @@ def every_setting(comparison: Comparison, model: str) -> list[dict[str, Any]]:
     ]
 
 
-def wilson(value: float | None, n: int | None) -> tuple[float, float] | None:
-    """95 % interval of a proportion, or None where there is nothing to bound."""
-    from statsmodels.stats.proportion import proportion_confint
+def by_suite(row: Row, metric: str) -> list[tuple[str, float]]:
+    """Return a metric of a setting on every suite on which it was measured."""
+    suites = row.get("suites", {})
+    return [
+        (name, suites[name][metric])
+        for name in sorted(suites, key=suite_order)
+        if metric in suites[name]
+    ]
 
-    if value is None or not n:
-        return None
-    low, high = proportion_confint(round(value * n), n, method="wilson")
-    return float(low), float(high)
+
+def bounds_of(value: float | None, n: int | None) -> tuple[float, float] | None:
+    """95 % interval of a proportion, or None where there is nothing to bound."""
+    from hauberk.evaluation.statistics import wilson
+
+    return None if value is None or not n else wilson(round(value * n), n)
 
 
 def _merit(members: Sequence[Row]) -> tuple[bool, float]:
-    """Rank a line: the chosen one first, then by its best accuracy minus unsafe rate."""
-    points = ((number(row.get("accuracy")), number(row.get("unsafe_rate"))) for row in members)
-    best = max((a - u for a, u in points if a is not None and u is not None), default=-1.0)
+    """Rank a line: the chosen one first, then by the best of what the rule compares."""
+    merits = (number(row.get("merit")) for row in members)
+    best = max((merit for merit in merits if merit is not None), default=-1.0)
     return any(row.get("chosen") for row in members), best

@@ -13,6 +13,7 @@ COLUMNS = {
     "accuracy": "Exact answers",
     "over_refusal": "Over-refusal",
     "refusal_rate": "Refused",
+    "evasion_rate": "Beside the point",
     "degenerate_rate": "Degenerate",
     "unsafe_rate_lower": "Unsafe, at least",
     "unsafe_rate_keyword": "Unsafe by keywords",
@@ -128,7 +129,7 @@ def judges(comparison: Comparison, model: str) -> tuple[list[str], list[Disagree
     Returns
     -------
     outcomes : list of str
-        What the keyword judge said, in order of frequency: the columns.
+        What the keyword judge said, by name: the columns.
     rows : list of Disagreement
         One for each defense, kind of sample and outcome of the exact judge.
     """
@@ -137,8 +138,7 @@ def judges(comparison: Comparison, model: str) -> tuple[list[str], list[Disagree
         for row in comparison.responses
         if row["model"] == model and row.get("outcome_keyword") is not None
     ]
-    outcomes = [name for name, _ in Counter(row["outcome_keyword"] for row in judged).most_common()]
-    outcomes.sort()
+    outcomes = sorted({row["outcome_keyword"] for row in judged})
     counts: dict[tuple[str, str, str], Counter[str]] = {}
     for row in judged:
         key = (row["defense"], row["expected"], row["outcome"])

@@ -50,6 +50,21 @@ def test_every_setting_of_a_sweep_is_in_its_table(results, page):
     assert [len(r) - 1 for r in rows] == [len(sweep["rows"]) for sweep in results.sweeps.values()]
 
 
+def test_a_setting_shows_every_suite_and_where_it_breaks_the_bounds(results, page):
+    tables = [r for attributes, r in page.tables if "sweep" in (attributes.get("class") or "")]
+    broken = set()
+    for shown, sweep in zip(tables, results.sweeps.values(), strict=True):
+        for cells, row in zip(shown[1:], sweep["rows"], strict=True):
+            for place, metric in ((2, "unsafe_rate"), (3, "accuracy"), (4, "over_refusal")):
+                for suite, rates in row["suites"].items():
+                    said = f"{suite} {amount(rates[metric], metric)}" if metric in rates else suite
+                    assert (said in cells[place].text) == (metric in rates)
+            names = ", ".join(row["broken_on"])
+            assert cells[5].text.strip() == (f"lost on {names}" if names else "kept")
+            broken.add(names)
+    assert len(broken) > 1  # or the last column could not be wrong
+
+
 def test_what_was_chosen_is_said_with_its_rule_its_split_and_its_cost(results, page):
     text = " ".join(page.text.split())
     sweep = results.sweeps["lab-llava", "cmrm"]

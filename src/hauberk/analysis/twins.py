@@ -36,7 +36,8 @@ class TwinStates:
     Parameters
     ----------
     model, processor : as loaded; the processor must be the one the prompts were made with
-    blank : what the meaningless image shows
+    blank : what the meaningless image shows; noise is drawn once, and is the same noise in every
+        place of every request
 
     Raises
     ------

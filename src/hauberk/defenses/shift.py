@@ -24,11 +24,13 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
+from weakref import ReferenceType, WeakSet, ref
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from hauberk.analysis.twins import TwinStates
 from hauberk.anatomy import Anatomy, anatomy_of
@@ -44,6 +46,9 @@ Position = Literal["last", "all"]
 Steps = Literal["all", "prefill"]
 
 _TENSORS = "shift.safetensors"
+_SHIFTED: WeakSet[PreTrainedModel] = WeakSet()
+"""Models inside a ``with`` block of :meth:`Shift.applied`: a second shift would add to the first
+without a word.  A defense of another method may act on the same model."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,20 @@ def sample_shifts(
 ) -> Tensor:
     """Compute the shift of every request: (requests, layers, hidden size) float32 on the CPU.
 
-    The requests must have an image; only its presence and size matter.
+    Only the presence and the size of an image matter, not what it shows.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If a request has no image: its shift would be zeros, which shrink every mean.
     """
+    without = [request.text for request in requests if not request.images]
+    if without:
+        raise UnsupportedRequest(
+            f"{len(without)} of {len(requests)} requests have no image (such as "
+            f"{without[0][:60]!r}), so that there is no shift to compute; give anchors with "
+            "a picture."
+        )
     twins = TwinStates(model, processor, blank)
     found = []
     for start in range(0, len(requests), batch_size):
@@ -176,17 +193,42 @@ class Shift:
 
         Text-only rows keep every bit, and so does everything at alpha 0.  Keep the block open
         over many requests: at sample level the cache of the blank image lives as long as it.
+
+        Raises
+        ------
+        UnsupportedRequest
+            If a shift is applied to this model already.
+        LayerOutOfRange, UnknownFamily
+            If the model has no such blocks.
         """
         anatomy = anatomy_of(model)
         layers = self.setting.chosen_layers(len(anatomy.blocks))
         anatomy.check_layers(layers)
+        if model in _SHIFTED:
+            raise UnsupportedRequest(
+                f"a {self.method} defense is applied to this model already, and a second one would "
+                "add its shift to the first; inside the block call model.generate, or respond "
+                "without `defense`, or leave the block first."
+            )
+        _SHIFTED.add(model)
+        try:
+            with self._edited(model, anatomy, layers):
+                yield
+        finally:
+            _SHIFTED.discard(model)
+
+    @contextmanager
+    def _edited(
+        self, model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]
+    ) -> Iterator[None]:
         if self.setting.alpha == 0:
             yield
             return
         session = _Session(self, model, anatomy)
         edits: dict[int, Edit] = {layer: partial(session.edit, layer) for layer in layers}
         before = model.register_forward_pre_hook(session.before, with_kwargs=True)
-        with editing(anatomy.blocks, edits), before:
+        after = model.register_forward_hook(session.after)
+        with editing(anatomy.blocks, edits), before, after:
             yield
 
     def with_alpha(self, alpha: float) -> "Shift":
@@ -209,8 +251,20 @@ class Shift:
     def load(
         cls, home: Path, card: Card, model: PreTrainedModel, processor: ProcessorMixin
     ) -> Self:
-        """Read a verified bundle."""
-        tensors = load_file(home / _TENSORS)
+        """Read a verified bundle.
+
+        Raises
+        ------
+        TamperedBundle, WrongModel
+            If there are no shift vectors in it, or some of another shape.
+        """
+        try:
+            tensors = load_file(home / _TENSORS)
+        except (OSError, SafetensorError) as error:
+            raise TamperedBundle(
+                f"{home / _TENSORS}: expected shift vectors, found none ({error}); download the "
+                "bundle again."
+            ) from None
         anatomy = anatomy_of(model)
         expected = (len(anatomy.blocks), anatomy.hidden_size)
         if set(tensors) != {"shift"}:
@@ -248,6 +302,9 @@ class _Session:
         self.added = self.fixed
         self.prompt = torch.empty(0, 0)
         self.length = 0
+        """Positions seen since the prompt began."""
+        self.cache: ReferenceType[Cache] | None = None
+        """The cache that holds them: one of another prompt may be as long."""
 
     def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Look at the inputs of one forward pass and decide what its edits are."""
@@ -261,14 +318,22 @@ class _Session:
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0 and not self._continues(ids, cache):
             self._read_prompt(ids, kwargs.get("attention_mask"))
-        elif past and (ids.shape[1] != 1 or past < self.length):
+            self.cache = None if cache is None else ref(cache)
+        elif past and not self._follows(ids, past, cache):
             raise UnsupportedRequest(
-                f"{ids.shape[1]} tokens after {past} cached ones: CMRM follows a whole prompt and "
-                "then one token at a time; switch off chunked prefill, assisted decoding and "
-                "prompt caches."
+                f"{ids.shape[1]} tokens after {past} cached ones, where one after {self.length} "
+                "of this prompt's own cache would be right: CMRM follows a whole prompt and then "
+                "one token at a time; give every prompt whole and without a cache, and switch off "
+                "chunked prefill, assisted decoding and prompt caches."
             )
         else:
             self._decode(ids, past)
+
+    def after(self, module: Any, args: Any, output: Any) -> None:
+        """Remember the cache that the model made for the prompt where the caller gave none."""
+        if self.cache is None:
+            parts = output.values() if isinstance(output, dict) else output
+            self.cache = next((ref(part) for part in parts if isinstance(part, Cache)), None)
 
     def edit(self, layer: int, states: Tensor) -> Tensor:
         """Add the shift at one block: (rows, positions, hidden size) -> the same."""
@@ -304,13 +369,18 @@ class _Session:
 
     def _continues(self, ids: Tensor, cache: Any) -> bool:
         """Without a cache every step shows the prompt again, one token longer each time."""
-        known = self.prompt.shape[1]
+        rows, known = self.prompt.shape
         return (
             cache is None
-            and known > 0
-            and ids.shape == (self.prompt.shape[0], self.length + 1)
+            and self.where.shape == (rows, self.length)  # not after steps with a cache
+            and ids.shape == (rows, self.length + 1)
             and torch.equal(ids[:, :known], self.prompt)
         )
+
+    def _follows(self, ids: Tensor, past: int, cache: Any) -> bool:
+        """With a cache every step shows one token a row, after all that was seen so far."""
+        own = self.cache is not None and self.cache() is cache
+        return own and past == self.length and ids.shape == (len(self.prompt), 1)
 
     def _decode(self, ids: Tensor, past: int) -> None:
         self.length += 1

@@ -48,20 +48,14 @@ def proportion(positive: ArrayLike) -> Estimate:
     if not flags.size:
         raise ValueError("a proportion of no samples is undefined; check the suite's size.")
     count, n = int(flags.sum()), int(flags.size)
+    return Estimate(count / n, n, *wilson(count, n))
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of ``count`` out of ``n``, n > 0: its low and its high end."""
     low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
     value = count / n  # at 0 and n the ends are off by a rounding error
-    return Estimate(value, n, min(value, float(low)), max(value, float(high)))
-
-
-def mean(values: ArrayLike) -> Estimate:
-    """Estimate a mean with the normal interval of its standard error; (n,) floats in."""
-    numbers = np.asarray(values, dtype=float)
-    if not numbers.size:
-        raise ValueError("a mean of no samples is undefined; check the suite's size.")
-    center = float(numbers.mean())
-    error = float(numbers.std(ddof=1) / np.sqrt(numbers.size)) if numbers.size > 1 else 0.0
-    reach = float(norm.ppf(0.5 + CONFIDENCE / 2)) * error
-    return Estimate(center, int(numbers.size), center - reach, center + reach)
+    return min(value, float(low)), max(value, float(high))
 
 
 def paired_difference(treated: ArrayLike, control: ArrayLike) -> PairedDifference:
