@@ -99,8 +99,7 @@ def run(
         check(root)
     try:
         with driving(root, jobs=jobs) as driver:
-            for line in driver.owner.swept:
-                err.print(line, style="yellow", highlight=False)
+            _say_swept(driver)
             record = _run(driver, driver.graph.select(stages or []), publish=not stages)
     except KeyboardInterrupt:
         err.print("interrupted; nothing is half-written, run again to go on", style="yellow")
@@ -108,6 +107,11 @@ def run(
     _report(root, record, as_json=as_json)
     for _, why in record.refused:
         err.print(why, style="yellow", highlight=False)
+
+
+def _say_swept(driver: "Driver") -> None:
+    for line in driver.owner.swept:
+        err.print(line, style="yellow", highlight=False)
 
 
 def _run(driver: "Driver", names: list[str], *, publish: bool) -> "Record":
@@ -122,7 +126,7 @@ def _run(driver: "Driver", names: list[str], *, publish: bool) -> "Record":
             for name in names:
                 listen(Event(name, "Skipped"))
         states: dict[str, str] = dict.fromkeys(names, "Skipped")
-        return record_all(driver.graph).with_states(states) if publish else _states(states)
+        return record_all(driver).with_states(states) if publish else _states(states)
     from flows.server import prefect_api
 
     with prefect_api(driver.graph.root) as url:
@@ -158,15 +162,17 @@ def _report(root: Path, record: "Record", *, as_json: bool) -> None:
 
 @app.command()
 def publish(as_json: AsJson = False) -> None:
-    """Put every bundle that is built and evaluated into the registry; twice changes nothing.
+    """Put every bundle that is up to date into the registry; twice changes nothing.
 
     Example: `python -m flows publish --json`
     """
-    from flows.graph import Graph
+    from flows.driver import driving
     from flows.record import publish_all
     from flows.tables import record_lines
 
-    record = publish_all(Graph(Path.cwd()))
+    with driving(Path.cwd()) as driver:
+        _say_swept(driver)
+        record = publish_all(driver)
     if as_json:
         _json([asdict(item) for item in record.published])
         return

@@ -135,7 +135,7 @@ def _body(
 def _record_task(driver: Driver) -> Any:
     @task(name="publish and promote", **_PLAIN)
     def record() -> "State[Record]":
-        made = record_all(driver.graph)
+        made = record_all(driver)
         says = "; ".join(why for _, why in made.refused)
         return Completed(name="Refused" if made.refused else "Recorded", message=says, data=made)
 

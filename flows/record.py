@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.errors import BadPipeline
+from flows.errors import BadPipeline, Stale
 from flows.graph import Graph
 from flows.parameters import read
 from registry.bundles import Subject
@@ -20,6 +20,7 @@ from registry.promote import Promotion, promote, rolled_back
 from registry.publish import Published, publish
 
 if TYPE_CHECKING:
+    from flows.driver import Driver
     from registry.store import Store
 
 UNDEFENDED = "none"
@@ -76,21 +77,31 @@ def promotions(root: Path) -> list[str]:
     return [f"{defense}.{model}" for model, defenses in pairs for defense in defenses]
 
 
-def publish_all(graph: Graph) -> Record:
-    """Publish every bundle; one that was published before costs a look-up."""
+def publish_all(driver: "Driver") -> Record:
+    """Publish every bundle; one that was published before costs a look-up.
+
+    It takes the driver, which owns the project: no stage writes while the folders are read.
+
+    Raises
+    ------
+    Stale
+        If a folder, or anything it was made from, is not what dvc.lock says.
+    """
     from registry.store import open_store
 
-    store = open_store(graph.root)
-    return Record(published=_publish(store, graph))
+    found = _fresh_subjects(driver.graph)
+    return Record(published=_publish(open_store(driver.graph.root), driver.graph, found))
 
 
-def record_all(graph: Graph) -> Record:
-    """Publish every bundle and move production where the gate allows it."""
+def record_all(driver: "Driver") -> Record:
+    """Publish every bundle, see `publish_all`, and move production where the gate allows it."""
     from registry.store import open_store
 
+    graph = driver.graph
     rules, wanted = gate_rules(graph.root), promotions(graph.root)
+    found = _fresh_subjects(graph)
     store = open_store(graph.root)
-    published = _publish(store, graph)
+    published = _publish(store, graph, found)
     promoted, refused = [], []
     for name in wanted:
         try:
@@ -100,8 +111,24 @@ def record_all(graph: Graph) -> Record:
     return Record(published=published, promoted=tuple(promoted), refused=tuple(refused))
 
 
-def _publish(store: "Store", graph: Graph) -> tuple[Published, ...]:
-    return tuple(publish(store, s, live=list(graph.stages)) for s in subjects(graph))
+def _fresh_subjects(graph: Graph) -> list[Subject]:
+    """Find the subjects; their lineage is read from dvc.lock, so the folders must be its."""
+    found = subjects(graph)
+    report = [stage.name for stage in graph.stages.values() if REPORTS in stage.outs]
+    needed = {name for subject in found for name in subject.stages}
+    stale = graph.reasons(graph.select([*needed, *report])) if found else {}
+    if stale:
+        lines = (f"{name}: {'; '.join(why)}" for name, why in stale.items())
+        raise Stale(
+            "nothing is published, since these stages are not up to date:\n  "
+            + "\n  ".join(lines)
+            + "\nBring them up to date and publish: `python -m flows run`."
+        )
+    return found
+
+
+def _publish(store: "Store", graph: Graph, found: list[Subject]) -> tuple[Published, ...]:
+    return tuple(publish(store, subject, live=list(graph.stages)) for subject in found)
 
 
 def _promote(store: "Store", name: str, rules: list[Rule]) -> Promotion:

@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlparse
 
 from registry import lineage
 from registry.bundles import Subject, tree_hash
+from registry.errors import Unverified
 from registry.store import CANDIDATE, Store, import_quietly, tag_values
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def publish(store: Store, subject: Subject, live: Collection[str] | None = None)
     ------
     NotBuilt
         If the bundle, its evaluation, the report or dvc.lock is not there.
+    Unverified
+        If this lineage was published with another bundle; nothing is changed.
     """
     stages = lineage.closure(lineage.read_lock(store.root), subject.stages, live)
     key = lineage.lineage_key(stages)
@@ -63,6 +66,8 @@ def publish(store: Store, subject: Subject, live: Collection[str] | None = None)
         created = number is None
         if number is None:
             number = _make(store, subject, stages, key)
+        else:
+            _require_same(store, subject, number)
         if store.aliases(subject.name).get(CANDIDATE) != number:
             store.client.set_registered_model_alias(subject.name, CANDIDATE, number)
     return Published(subject.name, number, created, key)
@@ -77,6 +82,19 @@ def _published(store: Store, subject: Subject, key: str) -> str | None:
         if not _gone(store, version.source or ""):
             return str(version.version)
     return None
+
+
+def _require_same(store: Store, subject: Subject, number: str) -> None:
+    """Hold the bundle against the version that has its lineage: one key, one content."""
+    recorded = store.version(subject.name, number).tags.get("bundle.sha256", "none")
+    found = tree_hash(subject.bundle)
+    if found != recorded:
+        raise Unverified(
+            f"{subject.name}/{number} has the lineage of {subject.bundle} and other bytes "
+            f"(bundle.sha256: published {recorded}, found {found}). One of them is not what "
+            "dvc.lock says: `python -m flows run` puts the folder right; if it is right already, "
+            "delete that version in MLflow and publish again."
+        )
 
 
 def _gone(store: Store, source: str) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from registry.errors import NotBuilt
+from registry.errors import NotBuilt, Unverified
 from registry.publish import publish
 from registry.store import Store, open_store
 
@@ -45,6 +45,14 @@ def test_the_same_lineage_is_published_once(project, store: Store):
     second = publish(store, project.subject, project.live)
     assert (second.created, second.version, second.key) == (False, first.version, first.key)
     assert len(store.client.search_runs([store.experiment_id])) == 1
+
+
+def test_other_bytes_under_a_published_lineage_are_refused(project, store: Store):
+    first = publish(store, project.subject, project.live)
+    (project.subject.bundle / "shift.safetensors").write_bytes(b"edited")
+    with pytest.raises(Unverified, match=rf"cmrm\.toy/{first.version} has the lineage of .*run"):
+        publish(store, project.subject, project.live)
+    assert store.aliases("cmrm.toy") == {"candidate": first.version}
 
 
 def test_another_evaluation_is_another_version_and_the_candidate(project, store: Store):
