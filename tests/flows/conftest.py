@@ -42,7 +42,7 @@ stages:
     outs: ["artifacts/${item.model}/${item.defense}/evaluation"]
   compare:
     cmd: python stage.py reports
-    deps: [artifacts/toy/none/evaluation, artifacts/toy/cmrm/evaluation]
+    deps: [artifacts]
     outs: [reports]
 """
 

@@ -53,7 +53,7 @@ def test_the_plan_gives_reasons_and_what_follows(built):
         planned = driver.graph.plan(driver.graph.select([]))
     assert planned["prepare_data"] == ("unchanged", [])
     assert planned[SHIFT] == ("stale", ["modified parameter defenses.cmrm"])
-    assert planned["compare"] == ("follows", ["upstream: evaluate@toy-cmrm"])
+    assert planned["compare"] == ("follows", [f"upstream: {SHIFT}, evaluate@toy-cmrm"])
 
 
 def test_a_stage_that_fails_speaks_for_itself(toy):
