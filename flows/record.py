@@ -14,9 +14,9 @@ from flows.errors import BadPipeline, Stale
 from flows.graph import Graph
 from flows.parameters import read
 from registry.bundles import Subject
-from registry.errors import GateFailed, RegistryError, SmokeFailed
+from registry.errors import GateFailed, RolledBack, SmokeFailed
 from registry.gate import Rule, rules_from
-from registry.promote import Promotion, promote, rolled_back
+from registry.promote import Promotion, promote
 from registry.publish import Published, publish
 
 if TYPE_CHECKING:
@@ -94,7 +94,11 @@ def publish_all(driver: "Driver") -> Record:
 
 
 def record_all(driver: "Driver") -> Record:
-    """Publish every bundle, see `publish_all`, and move production where the gate allows it."""
+    """Publish every bundle, see `publish_all`, and move production where the gate allows it.
+
+    Refused is only what a measurement or a person has decided (GateFailed, RolledBack); a version
+    that does not load, bytes that differ and a registry that someone else moves fail the run.
+    """
     from registry.store import open_store
 
     graph = driver.graph
@@ -105,8 +109,9 @@ def record_all(driver: "Driver") -> Record:
     promoted, refused = [], []
     for name in wanted:
         try:
-            promoted.append(_promote(store, name, rules))
-        except RegistryError as error:
+            done = promote(store, name, rules, smoke=smoke_load(store.root), unattended=True)
+            promoted.append(done)
+        except (GateFailed, RolledBack) as error:
             refused.append((name, str(error)))
     return Record(published=published, promoted=tuple(promoted), refused=tuple(refused))
 
@@ -129,18 +134,6 @@ def _fresh_subjects(graph: Graph) -> list[Subject]:
 
 def _publish(store: "Store", graph: Graph, found: list[Subject]) -> tuple[Published, ...]:
     return tuple(publish(store, subject, live=list(graph.stages)) for subject in found)
-
-
-def _promote(store: "Store", name: str, rules: list[Rule]) -> Promotion:
-    from registry.store import CANDIDATE, PRODUCTION
-
-    version = str(store.version(name, CANDIDATE).version)
-    if version != store.aliases(name).get(PRODUCTION) and rolled_back(store, name):
-        raise GateFailed(
-            f"{name}/{version} left production by a rollback and does not come back by itself; "
-            f"if it should: `python -m flows promote {name} --version {version}`."
-        )
-    return promote(store, name, rules, smoke=smoke_load(store.root))
 
 
 def smoke_load(root: Path) -> Callable[[str], Mapping[str, Any]]:

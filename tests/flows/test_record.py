@@ -5,6 +5,7 @@ import pytest
 from flows.driver import driving
 from flows.errors import Stale
 from flows.record import publish_all, record_all
+from registry.errors import SmokeFailed
 from registry.store import open_store
 
 BUNDLE = "artifacts/toy/cmrm/bundle"
@@ -55,3 +56,23 @@ def test_what_is_up_to_date_is_published(built):
     with driving(built.root) as driver:
         (made,) = publish_all(driver).published
     assert (made.name, made.version, made.created) == ("cmrm.toy", "1", True)
+
+
+def test_a_version_that_was_rolled_back_is_refused_and_the_run_goes_on(built):
+    built.set("promote: {}", "promote: {toy: cmrm}")
+    store = open_store(built.root)
+    with driving(built.root) as driver:
+        publish_all(driver)
+        store.client.set_model_version_tag("cmrm.toy", "1", "rolled_back", "{}")
+        record = record_all(driver)
+    ((name, why),) = record.refused
+    assert name == "cmrm.toy"
+    assert "does not come back by itself" in why
+
+
+def test_a_version_that_does_not_load_fails_the_run(built):
+    built.set("promote: {}", "promote: {toy: cmrm}")
+    with pytest.raises(SmokeFailed, match=r"models:/cmrm\.toy/1 cannot be loaded"):
+        with driving(built.root) as driver:
+            record_all(driver)
+    assert "production" not in open_store(built.root).aliases("cmrm.toy")
