@@ -88,17 +88,19 @@ def run(
     `promote` ends with 1.
     """
     from flows.driver import driving
-    from flows.parameters import check, set_profile
+    from flows.parameters import check, choose
     from flows.record import gate_rules
 
     root = Path.cwd()
     check(root)
     gate_rules(root)
-    if profile is not None and (before := set_profile(root / "params.yaml", profile)):
-        err.print(f"profile: {before} -> {profile} (written to params.yaml)")
-        check(root)
+
+    def first() -> None:
+        if before := choose(root, profile):
+            err.print(f"profile: {before} -> {profile} (written to params.yaml)")
+
     try:
-        with driving(root, jobs=jobs) as driver:
+        with driving(root, jobs=jobs, first=first) as driver:
             _say_swept(driver)
             record = _run(driver, driver.graph.select(stages or []), publish=not stages)
     except KeyboardInterrupt:
@@ -136,7 +138,8 @@ def _run(driver: "Driver", names: list[str], *, publish: bool) -> "Record":
 
         ready = url()
         with showing(names, err) as driver.listen:
-            return run_with_prefect(driver, names, ready, publish=publish)
+            record = record_all if publish else None
+            return run_with_prefect(driver, names, ready, record=record)
 
 
 def _states(states: dict[str, str]) -> "Record":

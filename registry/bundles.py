@@ -49,6 +49,15 @@ class Subject:
             )
         return own, paired, bare
 
+    def samples(self) -> list[tuple[Any, ...]]:
+        """Give what the model was asked: id, suite, question and expected answer of each sample."""
+        path = self.evaluation / "responses.jsonl"
+        if not path.is_file():
+            raise NotBuilt(f"{path} does not exist; run the pipeline first: `python -m flows run`.")
+        asked = ("sample_id", "suite", "question", "expected", "reference")
+        responses = map(json.loads, path.read_text().splitlines())
+        return sorted(tuple(response[key] for key in asked) for response in responses)
+
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():

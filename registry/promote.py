@@ -53,10 +53,12 @@ def evaluate_gate(store: Store, name: str, which: str, rules: Sequence[Rule]) ->
     version = store.version(name, which)
     production = store.aliases(name).get(PRODUCTION)
     own, paired = recorded_rows(store, version)
-    reference: Rows | None = None
-    if production not in (None, str(version.version)):
-        reference, _ = recorded_rows(store, store.version(name, PRODUCTION))
-    return judge(rules, own, paired, reference)
+    if production in (None, str(version.version)):
+        return judge(rules, own, paired, None)
+    other = store.version(name, production)
+    reference, _ = recorded_rows(store, other)
+    same = version.tags.get("samples.sha256") == other.tags.get("samples.sha256")
+    return judge(rules, own, paired, reference, same_samples=same)
 
 
 def promote(

@@ -60,7 +60,7 @@ def publish(store: Store, subject: Subject, live: Collection[str] | None = None)
     """
     stages = lineage.closure(lineage.read_lock(store.root), subject.stages, live)
     key = lineage.lineage_key(stages)
-    subject.card, subject.rows()  # raises before anything is written
+    subject.card, subject.rows(), subject.samples()  # raises before anything is written
     with store.locked():
         number = _published(store, subject, key)
         created = number is None
@@ -185,6 +185,7 @@ def _tags(store: Store, subject: Subject, stages: lineage.Closure, key: str) -> 
         "params.sha256": lineage.digest(lineage.parameters(stages)),
         "bundle.sha256": tree_hash(subject.bundle),
         "metrics.sha256": lineage.digest(subject.rows()),
+        "samples.sha256": lineage.digest(subject.samples()),
         "data.ids": ",".join(f"{d['id']}:{d['sha256']}" for d in subject.card.get("data", ())),
     }
     binding = {f"binding.{k}": v for k, v in subject.card.get("binding", {}).items()}

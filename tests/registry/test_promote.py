@@ -71,6 +71,17 @@ def test_a_version_that_fails_the_gate_moves_nothing(project, store, rules, smok
     assert store.version(NAME, "1").tags["gate"] == "failed: 2 of 3 rules hold"
 
 
+def test_numbers_of_other_samples_are_not_held_against_production(project, store, rules, smoke):
+    versions(project, store, 1)
+    promote(store, NAME, rules, smoke=smoke)
+    project.build(unsafe=0.01, question="what else is it ?")
+    publish(store, project.subject, project.live)
+    with pytest.raises(GateFailed, match="not comparable: measured on other samples"):
+        promote(store, NAME, rules, smoke=smoke)
+    fixed = [rule for rule in rules if rule.against != "production"]
+    assert promote(store, NAME, fixed, smoke=smoke).moved  # the rules that compare with nothing
+
+
 def test_a_version_that_cannot_be_loaded_moves_nothing(project, store, rules):
     versions(project, store, 1)
 
