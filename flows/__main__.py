@@ -225,10 +225,12 @@ def rollback(name: Name, as_json: AsJson = False) -> None:
 
     Example: `python -m flows rollback cmrm.lab-llava`
     """
+    from flows.record import smoke_load
     from registry import promote as registry_promote
     from registry.store import open_store
 
-    done = registry_promote.rollback(open_store(Path.cwd()), name)
+    root = Path.cwd()
+    done = registry_promote.rollback(open_store(root), name, smoke=smoke_load(root))
     if as_json:
         _json(asdict(done))
     else:

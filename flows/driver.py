@@ -85,6 +85,7 @@ class Driver:
             except StageFailed as error:
                 self.listen(Event(name, "Failed", time.monotonic() - start, str(error)))
                 raise
+        locks.keep_dvc_lock(self.graph.root)
         outcome: Outcome = "Completed" if self._receipt(name) else "Cached"
         self.listen(Event(name, outcome, time.monotonic() - start))
         return outcome

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 UNDEFENDED = "none"
 REPORTS = "reports"
-SMOKE_PATIENCE = 300
+SMOKE_PATIENCE = 300.0
 _BUNDLE = re.compile(r"^artifacts/([^/]+)/([^/]+)/bundle$")
 
 
@@ -136,8 +136,16 @@ def _publish(store: "Store", graph: Graph, found: list[Subject]) -> tuple[Publis
     return tuple(publish(store, subject, live=list(graph.stages)) for subject in found)
 
 
-def smoke_load(root: Path) -> Callable[[str], Mapping[str, Any]]:
-    """Give the check that a version answers: loaded as a downstream service does, elsewhere."""
+def smoke_load(root: Path, patience: float = SMOKE_PATIENCE) -> Callable[[str], Mapping[str, Any]]:
+    """Give the check that a version answers: loaded as a downstream service does, elsewhere.
+
+    Parameters
+    ----------
+    root : Path
+        The project.
+    patience : float
+        Seconds after which a version that says nothing has failed.
+    """
 
     def check(uri: str) -> Mapping[str, Any]:
         # models:/DEFENSE.MODEL/VERSION; a defense's name holds no dot, a model's may
@@ -149,19 +157,22 @@ def smoke_load(root: Path) -> Callable[[str], Mapping[str, Any]]:
         asked = [*map(str, asked), str(settings.get("dtype") or "auto")]
         here = str(Path(__file__).parents[1])
         paths = [str(root), here, *filter(None, [os.environ.get("PYTHONPATH")])]
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.smoke", *asked],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            timeout=SMOKE_PATIENCE,
-        )
+        try_it = f"Try it: python -m flows.smoke {' '.join(asked)}"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "flows.smoke", *asked],
+                cwd=root,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                capture_output=True,
+                text=True,
+                timeout=patience,
+            )
+        except subprocess.TimeoutExpired:
+            raise SmokeFailed(f"{uri} has not answered after {patience:g} s.\n{try_it}") from None
         if done.returncode != 0:
             said = _said(done.stderr)
             raise SmokeFailed(
-                f"{uri} cannot be loaded and asked in a clean process: {said}\n"
-                f"Try it: python -m flows.smoke {' '.join(asked)}"
+                f"{uri} cannot be loaded and asked in a clean process: {said}\n{try_it}"
             )
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from registry.errors import NotBuilt, Unverified
+
+ADDED = "registered_model_meta"
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,30 @@ def read_card(folder: Path) -> dict[str, Any]:
     ------
     NotBuilt
         If there is none: the card is written last, so the folder is not finished.
+    Unverified
+        If it is no card.
     """
     path = folder / "card.json"
     if not path.is_file():
         raise NotBuilt(f"{path} does not exist; run the pipeline first: `python -m flows run`.")
-    return dict(json.loads(path.read_text()))
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise Unverified(
+            f"{path} cannot be read ({error}); what is published must be published again, what is "
+            "built is built again by `python -m flows run`."
+        ) from None
 
 
 def tree_hash(folder: Path) -> str:
-    """Hash every file of a folder with its path: 64 hexadecimal digits."""
+    """Hash every file of a folder with its path: 64 hexadecimal digits.
+
+    Left out is the one file that MLflow adds when it downloads a version.
+    """
     lines = [
         f"{_sha256(path)}  {path.relative_to(folder).as_posix()}"
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != folder / ADDED
     ]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -106,21 +120,27 @@ def find_bundle(folder: Path) -> Path:
     return found[0].parent
 
 
-def verify_bundle(folder: Path, expected: str) -> None:
-    """Compare the bytes of a bundle with its card and with the hash that was recorded.
+def verify_model(folder: Path, tags: Mapping[str, str]) -> None:
+    """Compare every byte of a downloaded MLflow model with what was recorded.
+
+    The bundle is held against its card and the tag ``bundle.sha256``, and the whole, with MLmodel
+    and the requirements, against the tag ``model.sha256``.
 
     Raises
     ------
     Unverified
-        Naming every file that differs.
+        Naming what differs.
     """
+    bundle = find_bundle(folder)
     wrong = []
-    for name, recorded in read_card(folder).get("files", {}).items():
-        found = _sha256(folder / name) if (folder / name).is_file() else "no such file"
+    for name, recorded in read_card(bundle).get("files", {}).items():
+        found = _sha256(bundle / name) if (bundle / name).is_file() else "no such file"
         if found != recorded:
             wrong.append(f"{name}: the card says {recorded}, found {found}")
-    if not wrong and (found := tree_hash(folder)) != expected:
-        wrong.append(f"the bundle: the registry says {expected}, found {found}")
+    for what, where in (("bundle", bundle), ("model", folder)):
+        expected = tags.get(f"{what}.sha256", "nothing")
+        if not wrong and (found := tree_hash(where)) != expected:
+            wrong.append(f"the {what}: the registry says {expected}, found {found}")
     if wrong:
         raise Unverified(
             "the bytes of the version are not those that were published:\n  "

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry import lineage
-from registry.bundles import find_bundle, verify_bundle
+from registry.bundles import verify_model
 from registry.errors import Moved, NotPublished, RolledBack, Unverified
 from registry.gate import Rows, Rule, Verdict, judge
 from registry.store import CANDIDATE, PREVIOUS, PRODUCTION, Store
@@ -45,7 +45,7 @@ class Promotion:
     """False when the version was in production already."""
     verdict: Verdict | None = None
     loaded: dict[str, Any] = field(default_factory=dict)
-    """What the smoke load of this version saw."""
+    """What the smoke load saw, by which this version came to production, and when."""
 
 
 def evaluate_gate(store: Store, name: str, which: str, rules: Sequence[Rule]) -> Verdict:
@@ -116,7 +116,7 @@ def promote(
     store.client.set_model_version_tag(name, number, "gate", verdict.summary())
     verdict.assert_passed(f"{name}/{number}")
     verify_bytes(store, version)
-    seen = _smoke_once(store, version, smoke)
+    seen = _load(store, version, smoke)
     with store.locked():
         _require_production(store, name, current)
         _unmark(store, name, marked)
@@ -128,7 +128,7 @@ def promote(
     return Promotion(name, number, current, moved=True, verdict=verdict, loaded=seen)
 
 
-def rollback(store: Store, name: str) -> Promotion:
+def rollback(store: Store, name: str, *, smoke: Smoke) -> Promotion:
     """Return ``production`` to the version before; the one that leaves is marked ``rolled_back``.
 
     Raises
@@ -137,8 +137,8 @@ def rollback(store: Store, name: str) -> Promotion:
         If there is no version to return to.
     RolledBack
         If that version was rolled back itself.
-    Unverified
-        If its bytes are not those that were published.
+    SmokeFailed, Unverified
+        If that version does not load, or its bytes are not those that were published.
     Moved
         If someone else moved production meanwhile.
     """
@@ -154,12 +154,13 @@ def rollback(store: Store, name: str) -> Promotion:
         )
     version = store.version(name, target)
     verify_bytes(store, version)
+    seen = _load(store, version, smoke)
     with store.locked():
         _require_production(store, name, current)
         left = json.dumps({"to": target, "by": _who(), "at": _now()})
         store.client.set_model_version_tag(name, current, "rolled_back", left)
         _move(store, name, target, _back(version))
-    return Promotion(name, target, current, moved=True)
+    return Promotion(name, target, current, moved=True, loaded=seen)
 
 
 def recorded_rows(store: Store, version: "ModelVersion") -> tuple[Rows, Rows]:
@@ -171,7 +172,11 @@ def recorded_rows(store: Store, version: "ModelVersion") -> tuple[Rows, Rows]:
         If they are not the ones that the version's tag was made from.
     """
     names = ("metrics.json", "differences.json", "undefended.json")
-    rows = [json.loads(store.read(version, f"evaluation/{name}")) for name in names]
+    texts = [store.read(version, f"evaluation/{name}") for name in names]
+    try:
+        rows = [json.loads(text) for text in texts]
+    except ValueError:
+        rows = []
     if lineage.digest(rows) != version.tags.get("metrics.sha256"):
         raise Unverified(
             f"{version.name}/{version.version}: the recorded metrics are not those that were "
@@ -194,7 +199,7 @@ def verify_bytes(store: Store, version: "ModelVersion") -> None:
                 f"{uri} cannot be downloaded ({error}); restore the artifact store, or publish "
                 "again: `python -m flows publish`."
             ) from None
-        verify_bundle(find_bundle(Path(path)), version.tags.get("bundle.sha256", ""))
+        verify_model(Path(path), version.tags)
 
 
 def rolled_back(store: Store, name: str, which: str = CANDIDATE) -> list[str]:
@@ -210,13 +215,11 @@ def rolled_back(store: Store, name: str, which: str = CANDIDATE) -> list[str]:
     return sorted((str(v.version) for v in found), key=int)
 
 
-def _smoke_once(store: Store, version: "ModelVersion", smoke: Smoke) -> dict[str, Any]:
-    if version.tags.get("smoke.bundle") == version.tags.get("bundle.sha256"):
-        return dict(json.loads(version.tags["smoke"]))
+def _load(store: Store, version: "ModelVersion", smoke: Smoke) -> dict[str, Any]:
+    """Load a version anew, however often it was: model and packages may be others by now."""
     seen = {**smoke(f"models:/{version.name}/{version.version}"), "at": _now()}
-    tags = {"smoke": json.dumps(seen), "smoke.bundle": version.tags.get("bundle.sha256", "")}
-    for key, value in tags.items():
-        store.client.set_model_version_tag(version.name, version.version, key, value)
+    note = json.dumps(seen)
+    store.client.set_model_version_tag(version.name, version.version, "smoke", note)
     return seen
 
 
