@@ -37,7 +37,11 @@ class Subject:
         return read_card(self.bundle)
 
     def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
-        """Give the metrics, the paired differences and the undefended metrics."""
+        """Give the metrics, the paired differences and the undefended metrics.
+
+        One metric is of the evaluation itself: ``all`` ``differing_alone``, the share of the
+        answers that came out differently alone than in their batch, of those that were asked twice.
+        """
         metrics = _rows(self.reports / "metrics.json")
         differences = _rows(self.reports / "differences.json")
         own = [r for r in metrics if (r["model"], r["defense"]) == (self.model, self.defense)]
@@ -50,7 +54,16 @@ class Subject:
                 f"{self.reports / 'metrics.json'} has no row of {self.model} with {self.defense}; "
                 "run the pipeline: `python -m flows run`."
             )
-        return own, paired, bare
+        return own + self._alone(own[0]), paired, bare
+
+    def _alone(self, like: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Give the share of answers that batching changed, as a row that a gate can hold."""
+        card = read_card(self.evaluation)
+        if not (n := card.get("checked_alone")):
+            return []
+        share = len(card["differing_alone"]) / n
+        of = {"model": self.model, "defense": self.defense, "suite": "all"}
+        return [dict.fromkeys(like) | of | {"metric": "differing_alone", "value": share, "n": n}]
 
     def samples(self) -> list[tuple[Any, ...]]:
         """Give what the model was asked: id, suite, question and expected answer of each sample."""

@@ -73,6 +73,7 @@ class Project:
         weights: bytes = b"\x01\x02\x03",
         unsafe: float | None = 0.05,
         question: str = "what is it ?",
+        differing: tuple[str, ...] = (),
     ) -> None:
         """Write what the pipeline would have written."""
         bundle, evaluation = self.subject.bundle, self.subject.evaluation
@@ -92,6 +93,8 @@ class Project:
         }
         (bundle / "card.json").write_text(json.dumps(card))
         (evaluation / "responses.jsonl").write_text(json.dumps(asked(question)) + "\n")
+        alone = {"checked_alone": 4, "differing_alone": differing}
+        (evaluation / "card.json").write_text(json.dumps(alone))
         metrics = [
             row("text_image", "unsafe_rate", unsafe),
             row("benign_image", "accuracy", 0.9),

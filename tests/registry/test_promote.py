@@ -20,6 +20,7 @@ from registry.errors import (
     SmokeFailed,
     Unverified,
 )
+from registry.gate import Rule
 from registry.promote import promote, rollback, rolled_back
 from registry.publish import publish
 from registry.store import Store
@@ -80,6 +81,17 @@ def test_numbers_of_other_samples_are_not_held_against_production(project, store
         promote(store, NAME, rules, smoke=smoke)
     fixed = [rule for rule in rules if rule.against != "production"]
     assert promote(store, NAME, fixed, smoke=smoke).moved  # the rules that compare with nothing
+
+
+def test_answers_that_batching_changed_can_be_refused(project, store, rules, smoke):
+    rules.append(Rule("all", "differing_alone", "at_most", 0.2))
+    project.build(differing=("1",))
+    publish(store, project.subject, project.live)
+    with pytest.raises(GateFailed, match=r"differing_alone at most 0\.2: measured 0\.25 \(n = 4\)"):
+        promote(store, NAME, rules, smoke=smoke)
+    project.build(weights=b"other")
+    publish(store, project.subject, project.live)
+    assert promote(store, NAME, rules, smoke=smoke).moved
 
 
 def test_a_version_that_cannot_be_loaded_moves_nothing(project, store, rules):
