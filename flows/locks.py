@@ -179,8 +179,9 @@ def _is_whole(text: str) -> bool:
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        COMPILED_LOCKFILE_SCHEMA(yaml.safe_load(text))
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(text, Loader=loader))
     except (yaml.YAMLError, Invalid):
         return False
     return text.endswith("\n")

@@ -109,7 +109,8 @@ def promote(
     if unattended and marked:
         raise _stays_away(name, number, marked, current)
     if current == number:
-        _unmark(store, name, marked)
+        with store.locked():
+            _unmark(store, name, marked)
         seen = json.loads(version.tags.get("smoke", "{}"))
         return Promotion(name, number, current, moved=False, loaded=seen)
     verdict = evaluate_gate(store, name, number, rules)
