@@ -88,19 +88,20 @@ def run(
     `promote` ends with 1.
     """
     from flows.driver import driving
-    from flows.parameters import check, set_profile
+    from flows.parameters import check, choose
     from flows.record import gate_rules
 
     root = Path.cwd()
     check(root)
     gate_rules(root)
-    if profile is not None and (before := set_profile(root / "params.yaml", profile)):
-        err.print(f"profile: {before} -> {profile} (written to params.yaml)")
-        check(root)
+
+    def first() -> None:
+        if before := choose(root, profile):
+            err.print(f"profile: {before} -> {profile} (written to params.yaml)")
+
     try:
-        with driving(root, jobs=jobs) as driver:
-            for line in driver.owner.swept:
-                err.print(line, style="yellow", highlight=False)
+        with driving(root, jobs=jobs, first=first) as driver:
+            _say_swept(driver)
             record = _run(driver, driver.graph.select(stages or []), publish=not stages)
     except KeyboardInterrupt:
         err.print("interrupted; nothing is half-written, run again to go on", style="yellow")
@@ -108,6 +109,11 @@ def run(
     _report(root, record, as_json=as_json)
     for _, why in record.refused:
         err.print(why, style="yellow", highlight=False)
+
+
+def _say_swept(driver: "Driver") -> None:
+    for line in driver.owner.swept:
+        err.print(line, style="yellow", highlight=False)
 
 
 def _run(driver: "Driver", names: list[str], *, publish: bool) -> "Record":
@@ -122,7 +128,7 @@ def _run(driver: "Driver", names: list[str], *, publish: bool) -> "Record":
             for name in names:
                 listen(Event(name, "Skipped"))
         states: dict[str, str] = dict.fromkeys(names, "Skipped")
-        return record_all(driver.graph).with_states(states) if publish else _states(states)
+        return record_all(driver).with_states(states) if publish else _states(states)
     from flows.server import prefect_api
 
     with prefect_api(driver.graph.root) as url:
@@ -132,7 +138,8 @@ def _run(driver: "Driver", names: list[str], *, publish: bool) -> "Record":
 
         ready = url()
         with showing(names, err) as driver.listen:
-            return run_with_prefect(driver, names, ready, publish=publish)
+            record = record_all if publish else None
+            return run_with_prefect(driver, names, ready, record=record)
 
 
 def _states(states: dict[str, str]) -> "Record":
@@ -158,15 +165,17 @@ def _report(root: Path, record: "Record", *, as_json: bool) -> None:
 
 @app.command()
 def publish(as_json: AsJson = False) -> None:
-    """Put every bundle that is built and evaluated into the registry; twice changes nothing.
+    """Put every bundle that is up to date into the registry; twice changes nothing.
 
     Example: `python -m flows publish --json`
     """
-    from flows.graph import Graph
+    from flows.driver import driving
     from flows.record import publish_all
     from flows.tables import record_lines
 
-    record = publish_all(Graph(Path.cwd()))
+    with driving(Path.cwd()) as driver:
+        _say_swept(driver)
+        record = publish_all(driver)
     if as_json:
         _json([asdict(item) for item in record.published])
         return
@@ -216,10 +225,12 @@ def rollback(name: Name, as_json: AsJson = False) -> None:
 
     Example: `python -m flows rollback cmrm.lab-llava`
     """
+    from flows.record import smoke_load
     from registry import promote as registry_promote
     from registry.store import open_store
 
-    done = registry_promote.rollback(open_store(Path.cwd()), name)
+    root = Path.cwd()
+    done = registry_promote.rollback(open_store(root), name, smoke=smoke_load(root))
     if as_json:
         _json(asdict(done))
     else:

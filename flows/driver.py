@@ -85,6 +85,7 @@ class Driver:
             except StageFailed as error:
                 self.listen(Event(name, "Failed", time.monotonic() - start, str(error)))
                 raise
+        locks.keep_dvc_lock(self.graph.root)
         outcome: Outcome = "Completed" if self._receipt(name) else "Cached"
         self.listen(Event(name, outcome, time.monotonic() - start))
         return outcome
@@ -152,7 +153,13 @@ class Driver:
 
 
 @contextmanager
-def driving(root: Path, *, jobs: int = 2, listen: Listener | None = None) -> Iterator[Driver]:
+def driving(
+    root: Path,
+    *,
+    jobs: int = 2,
+    listen: Listener | None = None,
+    first: Callable[[], object] | None = None,
+) -> Iterator[Driver]:
     """Own the project and run its stages; whatever still runs at the end is ended.
 
     Parameters
@@ -163,6 +170,9 @@ def driving(root: Path, *, jobs: int = 2, listen: Listener | None = None) -> Ite
         How many stages may run side by side.
     listen : callable, optional
         Is told what happens, from several threads.
+    first : callable, optional
+        Called when the project is owned and before dvc.yaml and params.yaml are read: the place to
+        change them.
 
     Raises
     ------
@@ -172,6 +182,8 @@ def driving(root: Path, *, jobs: int = 2, listen: Listener | None = None) -> Ite
     if jobs < 1:
         raise StageFailed(f"jobs is {jobs}; at least one stage must be able to run.")
     with locks.owning(root) as owner, tempfile.TemporaryDirectory() as receipts:
+        if first is not None:
+            first()
         graph = Graph(root)
         driver = Driver(graph, owner, Path(receipts), jobs, listen or _silent)
         try:

@@ -6,6 +6,7 @@
   x StageFailed         a stage failed; its own message and the path of its log
   x Transient           a stage asks to be run again; only these are retried
   x RunFailed           the run as a whole: every stage that failed
+  x Stale               what lies in the folders is not what dvc.lock says: run first
   x UnknownStage        a name on the command line that dvc.yaml does not have
 """
 
@@ -32,6 +33,10 @@ class Transient(StageFailed):
 
 class RunFailed(FlowError):
     """At least one stage failed."""
+
+
+class Stale(FlowError):
+    """What lies in the folders is not what dvc.lock says."""
 
 
 class UnknownStage(FlowError):

@@ -11,6 +11,7 @@ import fcntl
 import itertools
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from flows.errors import AlreadyRunning, BadPipeline
 MARK = "HAUBERK_RUN"
 LOCK = Path(".dvc/tmp/driver.lock")
 RWLOCK = Path(".dvc/tmp/rwlock")
+KEPT = Path(".dvc/tmp/dvc.lock.kept")
+BROKEN = Path(".dvc/tmp/dvc.lock.broken")
 GRACE = 2.0
 
 
@@ -53,7 +56,11 @@ def owning(root: Path) -> Iterator[Owner]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _already_running(path) from None
-        swept = [*_end_orphans(_read(path).get("mark")), *_clear_rwlock(root / RWLOCK)]
+        swept = [
+            *_end_orphans(_read(path).get("mark")),
+            *_clear_rwlock(root / RWLOCK),
+            *_restore_dvc_lock(root),
+        ]
         mark = uuid.uuid4().hex
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "mark": mark, "since": time.time()}))
@@ -132,6 +139,52 @@ def _signal(process: Any, how: str) -> None:
 
     with contextlib.suppress(psutil.NoSuchProcess):
         getattr(process, how)()
+
+
+def keep_dvc_lock(root: Path) -> None:
+    """Copy dvc.lock, unless it is broken or being written: DVC writes it in place."""
+    text = _text(root / "dvc.lock")
+    if not _is_whole(text):
+        return
+    own = root / f"{KEPT}.{threading.get_ident()}"
+    own.write_text(text)
+    own.replace(root / KEPT)
+
+
+def _restore_dvc_lock(root: Path) -> list[str]:
+    """Put the last whole dvc.lock in the place of one that was cut short."""
+    path = root / "dvc.lock"
+    text, kept = _text(path), _text(root / KEPT)
+    conflict = "<<<<<<< " in text  # a merge is for a person to finish
+    if not path.is_file() or _is_whole(text) or not kept or conflict:
+        keep_dvc_lock(root)
+        return []
+    path.replace(root / BROKEN)
+    own = root / f"{KEPT}.{threading.get_ident()}"
+    own.write_text(kept)
+    own.replace(path)
+    return [f"restored dvc.lock, which was cut short (the broken one is {BROKEN})"]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):  # not there, or cut within a letter
+        return ""
+
+
+def _is_whole(text: str) -> bool:
+    """Tell whether DVC can read a dvc.lock; it ends each line that it writes."""
+    import yaml
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        COMPILED_LOCKFILE_SCHEMA(yaml.load(text, Loader=loader))
+    except (yaml.YAMLError, Invalid):
+        return False
+    return text.endswith("\n")
 
 
 def _clear_rwlock(path: Path) -> list[str]:

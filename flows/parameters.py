@@ -24,6 +24,18 @@ def check(root: Path) -> dict[str, Any]:
     return read(root)
 
 
+def choose(root: Path, profile: str | None) -> str | None:
+    """Check params.yaml and set its profile, if one is given; only the owner of the project may.
+
+    Returns
+    -------
+    str or None
+        The profile before, if it was another one; see `set_profile`.
+    """
+    check(root)
+    return None if profile is None else set_profile(root / "params.yaml", profile)
+
+
 def read(root: Path) -> dict[str, Any]:
     """Read params.yaml as it is."""
     import yaml

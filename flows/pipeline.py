@@ -6,7 +6,8 @@ for what could not run, "Skipped: upstream failed".
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,13 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.driver import Driver, Event, driving
 from flows.errors import RunFailed, StageFailed, Transient
-from flows.record import Record, record_all
+from flows.record import Record, publish_all, record_all
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
+
+Recorder = Callable[[Driver], Record]
+"""Hands finished stages to the registry; None where that is not wanted."""
 
 NAME = "pipeline"
 UPSTREAM_FAILED = "Skipped: upstream failed"
@@ -40,6 +44,7 @@ def pipeline(
     profile: str | None = None,
     jobs: int = 2,
     stages: list[str] | None = None,
+    promote: bool = True,
 ) -> dict[str, str]:
     """Bring the stages up to date, publish and promote: what a deployment runs.
 
@@ -51,16 +56,18 @@ def pipeline(
         How many stages may run side by side.
     stages : list of str, optional
         Only these and what is upstream of them; nothing is published then.
+    promote : bool
+        False: publish only.
     """
     from flows.display import showing
-    from flows.parameters import set_profile
+    from flows.parameters import choose
 
     root = Path.cwd()
-    if profile is not None:
-        set_profile(root / "params.yaml", profile)
-    with showing() as listen, driving(root, jobs=jobs, listen=listen) as driver:
+    first = partial(choose, root, profile)
+    with showing() as listen, driving(root, jobs=jobs, listen=listen, first=first) as driver:
         names = driver.graph.select(stages or [])
-        record = _body(driver, names, publish=not stages)
+        hand_over = record_all if promote else publish_all
+        record = _body(driver, names, record=None if stages else hand_over)
     if record.refused:
         raise RunFailed("\n".join(why for _, why in record.refused))
     return record.states
@@ -71,7 +78,7 @@ def run_with_prefect(
     names: Sequence[str],
     url: str,
     *,
-    publish: bool,
+    record: Recorder | None,
     delays: Sequence[float] = RETRY_DELAYS,
 ) -> Record:
     """Run stages as a flow of the Prefect API at a URL, see `server.prefect_api`.
@@ -84,7 +91,7 @@ def run_with_prefect(
 
     @flow(name=NAME, task_runner=_THREADS, persist_result=False)
     def here() -> Record:
-        return _body(driver, names, publish=publish, delays=delays)
+        return _body(driver, names, record=record, delays=delays)
 
     # The heartbeat's thread sleeps for a second, which the end of a flow would wait for.
     with temporary_settings({PREFECT_API_URL: url, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
@@ -104,7 +111,7 @@ def _body(
     driver: Driver,
     names: Sequence[str],
     *,
-    publish: bool,
+    record: Recorder | None,
     delays: Sequence[float] = RETRY_DELAYS,
 ) -> Record:
     """Submit a task a stage, wait for all, then hand the results to the registry."""
@@ -126,20 +133,20 @@ def _body(
     run.raise_failures()
     for future in futures.values():
         future.result()  # a state that none of the above has seen must not pass for success
-    if not publish:
+    if record is None:
         return Record(states=states)
-    recorded: Record = _record_task(driver).submit().result()
+    recorded: Record = _record_task(driver, record).submit().result()
     return recorded.with_states(states)
 
 
-def _record_task(driver: Driver) -> Any:
-    @task(name="publish and promote", **_PLAIN)
-    def record() -> "State[Record]":
-        made = record_all(driver.graph)
+def _record_task(driver: Driver, record: Recorder) -> Any:
+    @task(name="publish and promote" if record is record_all else "publish", **_PLAIN)
+    def hand_over() -> "State[Record]":
+        made = record(driver)
         says = "; ".join(why for _, why in made.refused)
         return Completed(name="Refused" if made.refused else "Recorded", message=says, data=made)
 
-    return record
+    return hand_over
 
 
 _PLAIN: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False}

@@ -10,21 +10,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.errors import BadPipeline
+from flows.errors import BadPipeline, Stale
 from flows.graph import Graph
 from flows.parameters import read
 from registry.bundles import Subject
-from registry.errors import GateFailed, RegistryError, SmokeFailed
+from registry.errors import GateFailed, RolledBack, SmokeFailed
 from registry.gate import Rule, rules_from
-from registry.promote import Promotion, promote, rolled_back
+from registry.promote import Promotion, promote
 from registry.publish import Published, publish
 
 if TYPE_CHECKING:
+    from flows.driver import Driver
     from registry.store import Store
 
 UNDEFENDED = "none"
 REPORTS = "reports"
-SMOKE_PATIENCE = 300
+SMOKE_PATIENCE = 300.0
 _BUNDLE = re.compile(r"^artifacts/([^/]+)/([^/]+)/bundle$")
 
 
@@ -76,48 +77,75 @@ def promotions(root: Path) -> list[str]:
     return [f"{defense}.{model}" for model, defenses in pairs for defense in defenses]
 
 
-def publish_all(graph: Graph) -> Record:
-    """Publish every bundle; one that was published before costs a look-up."""
+def publish_all(driver: "Driver") -> Record:
+    """Publish every bundle; one that was published before costs a look-up.
+
+    It takes the driver, which owns the project: no stage writes while the folders are read.
+
+    Raises
+    ------
+    Stale
+        If a folder, or anything it was made from, is not what dvc.lock says.
+    """
     from registry.store import open_store
 
-    store = open_store(graph.root)
-    return Record(published=_publish(store, graph))
+    found = _fresh_subjects(driver.graph)
+    return Record(published=_publish(open_store(driver.graph.root), driver.graph, found))
 
 
-def record_all(graph: Graph) -> Record:
-    """Publish every bundle and move production where the gate allows it."""
+def record_all(driver: "Driver") -> Record:
+    """Publish every bundle, see `publish_all`, and move production where the gate allows it.
+
+    Refused is only what a measurement or a person has decided (GateFailed, RolledBack); a version
+    that does not load, bytes that differ and a registry that someone else moves fail the run.
+    """
     from registry.store import open_store
 
+    graph = driver.graph
     rules, wanted = gate_rules(graph.root), promotions(graph.root)
+    found = _fresh_subjects(graph)
     store = open_store(graph.root)
-    published = _publish(store, graph)
+    published = _publish(store, graph, found)
     promoted, refused = [], []
     for name in wanted:
         try:
-            promoted.append(_promote(store, name, rules))
-        except RegistryError as error:
+            done = promote(store, name, rules, smoke=smoke_load(store.root), unattended=True)
+            promoted.append(done)
+        except (GateFailed, RolledBack) as error:
             refused.append((name, str(error)))
     return Record(published=published, promoted=tuple(promoted), refused=tuple(refused))
 
 
-def _publish(store: "Store", graph: Graph) -> tuple[Published, ...]:
-    return tuple(publish(store, s, live=list(graph.stages)) for s in subjects(graph))
-
-
-def _promote(store: "Store", name: str, rules: list[Rule]) -> Promotion:
-    from registry.store import CANDIDATE, PRODUCTION
-
-    version = str(store.version(name, CANDIDATE).version)
-    if version != store.aliases(name).get(PRODUCTION) and rolled_back(store, name):
-        raise GateFailed(
-            f"{name}/{version} left production by a rollback and does not come back by itself; "
-            f"if it should: `python -m flows promote {name} --version {version}`."
+def _fresh_subjects(graph: Graph) -> list[Subject]:
+    """Find the subjects; their lineage is read from dvc.lock, so the folders must be its."""
+    found = subjects(graph)
+    report = [stage.name for stage in graph.stages.values() if REPORTS in stage.outs]
+    needed = {name for subject in found for name in subject.stages}
+    stale = graph.reasons(graph.select([*needed, *report])) if found else {}
+    if stale:
+        lines = (f"{name}: {'; '.join(why)}" for name, why in stale.items())
+        raise Stale(
+            "nothing is published, since these stages are not up to date:\n  "
+            + "\n  ".join(lines)
+            + "\nBring them up to date and publish: `python -m flows run`."
         )
-    return promote(store, name, rules, smoke=smoke_load(store.root))
+    return found
 
 
-def smoke_load(root: Path) -> Callable[[str], Mapping[str, Any]]:
-    """Give the check that a version answers: loaded as a downstream service does, elsewhere."""
+def _publish(store: "Store", graph: Graph, found: list[Subject]) -> tuple[Published, ...]:
+    return tuple(publish(store, subject, live=list(graph.stages)) for subject in found)
+
+
+def smoke_load(root: Path, patience: float = SMOKE_PATIENCE) -> Callable[[str], Mapping[str, Any]]:
+    """Give the check that a version answers: loaded as a downstream service does, elsewhere.
+
+    Parameters
+    ----------
+    root : Path
+        The project.
+    patience : float
+        Seconds after which a version that says nothing has failed.
+    """
 
     def check(uri: str) -> Mapping[str, Any]:
         # models:/DEFENSE.MODEL/VERSION; a defense's name holds no dot, a model's may
@@ -129,19 +157,22 @@ def smoke_load(root: Path) -> Callable[[str], Mapping[str, Any]]:
         asked = [*map(str, asked), str(settings.get("dtype") or "auto")]
         here = str(Path(__file__).parents[1])
         paths = [str(root), here, *filter(None, [os.environ.get("PYTHONPATH")])]
-        done = subprocess.run(
-            [sys.executable, "-m", "flows.smoke", *asked],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            capture_output=True,
-            text=True,
-            timeout=SMOKE_PATIENCE,
-        )
+        try_it = f"Try it: python -m flows.smoke {' '.join(asked)}"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "flows.smoke", *asked],
+                cwd=root,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                capture_output=True,
+                text=True,
+                timeout=patience,
+            )
+        except subprocess.TimeoutExpired:
+            raise SmokeFailed(f"{uri} has not answered after {patience:g} s.\n{try_it}") from None
         if done.returncode != 0:
             said = _said(done.stderr)
             raise SmokeFailed(
-                f"{uri} cannot be loaded and asked in a clean process: {said}\n"
-                f"Try it: python -m flows.smoke {' '.join(asked)}"
+                f"{uri} cannot be loaded and asked in a clean process: {said}\n{try_it}"
             )
         return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 

@@ -8,12 +8,14 @@ import json
 import sys
 import time
 import warnings
+from importlib import metadata
 from typing import Any
 
 QUESTION = "What is in the picture?"
 SIDE = 96
 TOKENS = 16
 SHOWN = 200
+PACKAGES = ("torch", "transformers")
 
 
 def smoke(uri: str, model_path: str, revision: str = "main", dtype: str = "auto") -> dict[str, Any]:
@@ -47,6 +49,8 @@ def smoke(uri: str, model_path: str, revision: str = "main", dtype: str = "auto"
     return {
         "ok": True,
         "uri": uri,
+        "model": f"{model_path}@{revision}",
+        "packages": {package: metadata.version(package) for package in PACKAGES},
         "without": _shown(plain[0]),
         "with": _shown(defended[0]),
         "seconds": round(time.monotonic() - start, 2),

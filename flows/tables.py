@@ -83,14 +83,15 @@ def plan_table(planned: Mapping[str, tuple[str, list[str]]]) -> Table:
 
 
 def record_lines(record: Record) -> list[Text]:
-    """Say what was published, what is in production, and that it was loaded back."""
+    """Say what was published, what is in production, and when it was loaded to get there."""
     lines = [_published(item) for item in record.published]
     for item in record.promoted:
         was = f", before it {item.replaced}" if item.moved else ""
         line = Text(f"{item.name}: version {item.version} is in production{was}", "green")
         if item.loaded.get("ok"):
             took = item.loaded.get("seconds")
-            line.append(f"; loaded back in a clean process in {took} s", "green")
+            line.append(f"; loaded in a clean process in {took} s", "green")
+            line.append(f" ({item.loaded.get('at')})", "dim")
             line.append(f", it answered {item.loaded.get('with')!r}", "dim")
         lines.append(line)
     return lines

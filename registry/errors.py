@@ -6,6 +6,7 @@
   x Moved               an alias is not where the caller expected it
   x NotBuilt            a bundle, an evaluation or dvc.lock is missing: run the pipeline first
   x NotPublished        no such model, version or alias in the registry
+  x RolledBack          the version, or another with its bytes, was rolled back before
   x SmokeFailed         the version could not be loaded and asked in a clean process
   x Unreachable         the tracking server does not answer
   x Unverified          bytes or lineage differ from what was recorded
@@ -34,6 +35,10 @@ class NotBuilt(RegistryError):
 
 class NotPublished(RegistryError):
     """The registry holds no such model, version or alias."""
+
+
+class RolledBack(RegistryError):
+    """The version, or another with its bytes, was rolled back before."""
 
 
 class SmokeFailed(RegistryError):

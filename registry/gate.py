@@ -9,7 +9,8 @@ A rule of params.yaml is one line, and all rules must hold::
 ``bound`` names the number of the row that is held against the limit: ``value``, or the ``low`` or
 ``high`` end of its interval.  Against ``none`` the paired differences to the undefended model are
 used; against ``production`` the difference to the value of the version in production, and the rule
-holds when there is none yet.  A number that is missing or NaN never passes.  Pure: no MLflow.
+holds when there is none yet.  A number that is missing or NaN never passes, and neither does one
+that was measured on other samples than what it is compared with.  Pure: no MLflow.
 """
 
 import math
@@ -140,7 +141,12 @@ def _rule(item: object) -> Rule:
 
 
 def judge(
-    rules: Sequence[Rule], metrics: Rows, differences: Rows, production: Rows | None
+    rules: Sequence[Rule],
+    metrics: Rows,
+    differences: Rows,
+    production: Rows | None,
+    *,
+    same_samples: bool = True,
 ) -> Verdict:
     """Hold the rules against the numbers of one version.
 
@@ -152,11 +158,16 @@ def judge(
         The version's own rows, and its paired differences to the undefended model.
     production : sequence of mapping or None
         The rows of the version in production; None when there is none.
+    same_samples : bool
+        Whether these were measured on the samples that `metrics` were measured on.
     """
-    return Verdict(tuple(_check(rule, metrics, differences, production) for rule in rules))
+    checks = (_check(rule, metrics, differences, production, same_samples) for rule in rules)
+    return Verdict(tuple(checks))
 
 
-def _check(rule: Rule, metrics: Rows, differences: Rows, production: Rows | None) -> Check:
+def _check(
+    rule: Rule, metrics: Rows, differences: Rows, production: Rows | None, same_samples: bool
+) -> Check:
     if rule.against == "production" and production is None:
         return Check(str(rule), True, None, None, "there is no version in production yet")
     try:
@@ -164,7 +175,9 @@ def _check(rule: Rule, metrics: Rows, differences: Rows, production: Rows | None
         measured = _number(row, rule.bound, rule)
         if rule.against == "production":
             assert production is not None
-            measured -= _number(_find(production, rule, "of production"), "value", rule)
+            reference = _find(production, rule, "of production")
+            measured -= _number(reference, "value", rule)
+            _require_comparable(row, reference, same_samples)
     except LookupError as error:
         return Check(str(rule), False, None, None, str(error.args[0]))
     compared = -measured if rule.limit == "drop_at_most" else measured
@@ -187,6 +200,16 @@ def _number(row: Mapping[str, Any], bound: str, rule: Rule) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise LookupError(f"missing: {bound} of {rule.suite} {rule.metric} is {value!r}")
     return float(value)
+
+
+def _require_comparable(row: Mapping[str, Any], other: Mapping[str, Any], same: bool) -> None:
+    if same and row.get("n") == other.get("n"):
+        return
+    raise LookupError(
+        f"not comparable: measured on other samples (n = {row.get('n')}) than the version in "
+        f"production (n = {other.get('n')}); run the profile and seed that production was measured "
+        "with, or take the rule out of `gate` in params.yaml for this promotion"
+    )
 
 
 def _says(rule: Rule, row: Mapping[str, Any], measured: float) -> str:

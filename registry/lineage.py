@@ -17,18 +17,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from registry.errors import NotBuilt
+from registry.errors import NotBuilt, Unverified
 
 Closure = dict[str, dict[str, Any]]
 """Stage name -> {"cmd", "params", "deps": {path: hash}, "outs": {path: hash}}."""
 
 
 def parse_lock(text: str) -> dict[str, Any]:
-    """Read the stages of a dvc.lock."""
+    """Read the stages of a dvc.lock.
+
+    Raises
+    ------
+    Unverified
+        If it was cut short or is not one.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return dict((yaml.load(text, Loader=loader) or {}).get("stages") or {})
+    try:
+        stages = dict((yaml.load(text, Loader=loader) or {}).get("stages") or {})
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise Unverified(f"dvc.lock cannot be read ({why}); restore it from git.") from None
+    if broken := [name for name, entry in stages.items() if not isinstance(entry, Mapping)]:
+        raise Unverified(f"dvc.lock says nothing about {broken}; restore it from git.")
+    return stages
 
 
 def read_lock(root: Path) -> dict[str, Any]:
@@ -38,6 +51,8 @@ def read_lock(root: Path) -> dict[str, Any]:
     ------
     NotBuilt
         If there is none.
+    Unverified
+        If it is broken.
     """
     path = root / "dvc.lock"
     if not path.is_file():

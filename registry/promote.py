@@ -2,8 +2,12 @@
 
 Everything that takes long (gate, bytes, smoke load) happens before the lock; inside it the alias is
 read again and moved only if it is still where it was: of several promotions at once one wins and
-the others are told.  ``previous`` moves first, so that a crash between the two leaves production
-as it was.
+the others are told.
+
+The order of the writes is such that a process may be killed between any two.  Before
+``production`` moves to a version, its tag ``promotion`` says what a rollback returns to; before a
+rollback takes it away again, it is marked ``rolled_back``.  The alias ``previous`` repeats the tag
+for a person and is written last.
 """
 
 import json
@@ -16,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from registry import lineage
-from registry.bundles import find_bundle, verify_bundle
-from registry.errors import Moved, NotPublished, Unverified
+from registry.bundles import verify_model
+from registry.errors import Moved, NotPublished, RolledBack, Unverified
 from registry.gate import Rows, Rule, Verdict, judge
 from registry.store import CANDIDATE, PREVIOUS, PRODUCTION, Store
 
@@ -41,7 +45,7 @@ class Promotion:
     """False when the version was in production already."""
     verdict: Verdict | None = None
     loaded: dict[str, Any] = field(default_factory=dict)
-    """What the smoke load of this version saw."""
+    """What the smoke load saw, by which this version came to production, and when."""
 
 
 def evaluate_gate(store: Store, name: str, which: str, rules: Sequence[Rule]) -> Verdict:
@@ -49,10 +53,12 @@ def evaluate_gate(store: Store, name: str, which: str, rules: Sequence[Rule]) ->
     version = store.version(name, which)
     production = store.aliases(name).get(PRODUCTION)
     own, paired = recorded_rows(store, version)
-    reference: Rows | None = None
-    if production not in (None, str(version.version)):
-        reference, _ = recorded_rows(store, store.version(name, PRODUCTION))
-    return judge(rules, own, paired, reference)
+    if production in (None, str(version.version)):
+        return judge(rules, own, paired, None)
+    other = store.version(name, production)
+    reference, _ = recorded_rows(store, other)
+    same = version.tags.get("samples.sha256") == other.tags.get("samples.sha256")
+    return judge(rules, own, paired, reference, same_samples=same)
 
 
 def promote(
@@ -63,6 +69,7 @@ def promote(
     smoke: Smoke,
     which: str = CANDIDATE,
     expect: str | None = None,
+    unattended: bool = False,
 ) -> Promotion:
     """Move ``production`` to a version that passes the gate and can be loaded.
 
@@ -80,11 +87,16 @@ def promote(
     expect : str, optional
         The version that must be in production, "none" for none.  Default: the one that is there
         when the call begins.
+    unattended : bool
+        No person asked for this version: one that was rolled back does not return.  When a person
+        does, the mark is taken off.
 
     Raises
     ------
     GateFailed, SmokeFailed, Unverified
         The version is not fit; production stays where it is.
+    RolledBack
+        The version, or another with its bytes, was rolled back, and nobody asks for it.
     Moved
         Production is not, or no longer, at `expect`.
     """
@@ -93,42 +105,63 @@ def promote(
     current = store.aliases(name).get(PRODUCTION, NONE)
     if expect is not None and current != expect:
         raise _moved(name, expect, current)
+    marked = rolled_back(store, name, number)  # read after `current`: a rollback marks, then moves
+    if unattended and marked:
+        raise _stays_away(name, number, marked, current)
     if current == number:
+        with store.locked():
+            _unmark(store, name, marked)
         seen = json.loads(version.tags.get("smoke", "{}"))
         return Promotion(name, number, current, moved=False, loaded=seen)
     verdict = evaluate_gate(store, name, number, rules)
     store.client.set_model_version_tag(name, number, "gate", verdict.summary())
     verdict.assert_passed(f"{name}/{number}")
     verify_bytes(store, version)
-    seen = _smoke_once(store, version, smoke)
+    seen = _load(store, version, smoke)
     with store.locked():
-        _compare_and_set(store, name, current, number)
-        _sign(store, name, number, current, "gate", verdict.summary())
+        _require_production(store, name, current)
+        _unmark(store, name, marked)
+        before = _before(store, version, current)
+        note = {"from": current, "back": before, "by": _who(), "at": _now()}
+        note |= {"gate": verdict.summary()}
+        store.client.set_model_version_tag(name, number, "promotion", json.dumps(note))
+        _move(store, name, number, before)
     return Promotion(name, number, current, moved=True, verdict=verdict, loaded=seen)
 
 
-def rollback(store: Store, name: str) -> Promotion:
-    """Swap ``production`` and ``previous``; the version that leaves is marked as rolled back.
+def rollback(store: Store, name: str, *, smoke: Smoke) -> Promotion:
+    """Return ``production`` to the version before; the one that leaves is marked ``rolled_back``.
 
     Raises
     ------
     NotPublished
         If there is no version to return to.
+    RolledBack
+        If that version was rolled back itself.
+    SmokeFailed, Unverified
+        If that version does not load, or its bytes are not those that were published.
+    Moved
+        If someone else moved production meanwhile.
     """
-    aliases = store.aliases(name)
-    current, target = aliases.get(PRODUCTION, NONE), aliases.get(PREVIOUS, NONE)
-    if target in (NONE, current):
-        raise NotPublished(
-            f"{name}: there is no version to return to (production {current}, previous {target}); "
-            f"promote another one: `python -m flows promote {name} --version N`."
+    current = store.aliases(name).get(PRODUCTION, NONE)
+    target = NONE if current == NONE else _back(store.version(name, current))
+    other = f"promote another one: `python -m flows promote {name} --version N`."
+    if target == NONE:
+        raise NotPublished(f"{name}: nothing to return to (production {current}); {other}")
+    if marked := rolled_back(store, name, target):
+        raise RolledBack(
+            f"{name}/{current} would return to version {target}, and version {marked[0]} with the "
+            f"same bytes was rolled back; {other}"
         )
-    verify_bytes(store, store.version(name, target))
+    version = store.version(name, target)
+    verify_bytes(store, version)
+    seen = _load(store, version, smoke)
     with store.locked():
-        _compare_and_set(store, name, current, target)
-        _sign(store, name, target, current, "rollback", "")
+        _require_production(store, name, current)
         left = json.dumps({"to": target, "by": _who(), "at": _now()})
         store.client.set_model_version_tag(name, current, "rolled_back", left)
-    return Promotion(name, target, current, moved=True)
+        _move(store, name, target, _back(version))
+    return Promotion(name, target, current, moved=True, loaded=seen)
 
 
 def recorded_rows(store: Store, version: "ModelVersion") -> tuple[Rows, Rows]:
@@ -140,7 +173,11 @@ def recorded_rows(store: Store, version: "ModelVersion") -> tuple[Rows, Rows]:
         If they are not the ones that the version's tag was made from.
     """
     names = ("metrics.json", "differences.json", "undefended.json")
-    rows = [json.loads(store.read(version, f"evaluation/{name}")) for name in names]
+    texts = [store.read(version, f"evaluation/{name}") for name in names]
+    try:
+        rows = [json.loads(text) for text in texts]
+    except ValueError:
+        rows = []
     if lineage.digest(rows) != version.tags.get("metrics.sha256"):
         raise Unverified(
             f"{version.name}/{version.version}: the recorded metrics are not those that were "
@@ -163,42 +200,84 @@ def verify_bytes(store: Store, version: "ModelVersion") -> None:
                 f"{uri} cannot be downloaded ({error}); restore the artifact store, or publish "
                 "again: `python -m flows publish`."
             ) from None
-        verify_bundle(find_bundle(Path(path)), version.tags.get("bundle.sha256", ""))
+        verify_model(Path(path), version.tags)
 
 
-def rolled_back(store: Store, name: str, which: str = CANDIDATE) -> bool:
-    """Tell whether a version left production by a rollback: only a person brings it back."""
-    return "rolled_back" in store.version(name, which).tags
+def rolled_back(store: Store, name: str, which: str = CANDIDATE) -> list[str]:
+    """Give the versions with the bytes of this one, itself included, that were rolled back.
+
+    The bytes count and not the number: evaluated again, they are another version.
+    """
+    version = store.version(name, which)
+    found = store.client.search_model_versions(
+        f"name = '{name}' and tags.`bundle.sha256` = '{version.tags.get('bundle.sha256', '')}' "
+        "and tags.rolled_back LIKE '%'"
+    )
+    return sorted((str(v.version) for v in found), key=int)
 
 
-def _smoke_once(store: Store, version: "ModelVersion", smoke: Smoke) -> dict[str, Any]:
-    if version.tags.get("smoke.bundle") == version.tags.get("bundle.sha256"):
-        return dict(json.loads(version.tags["smoke"]))
+def _load(store: Store, version: "ModelVersion", smoke: Smoke) -> dict[str, Any]:
+    """Load a version anew, however often it was: model and packages may be others by now."""
     seen = {**smoke(f"models:/{version.name}/{version.version}"), "at": _now()}
-    tags = {"smoke": json.dumps(seen), "smoke.bundle": version.tags.get("bundle.sha256", "")}
-    for key, value in tags.items():
-        store.client.set_model_version_tag(version.name, version.version, key, value)
+    note = json.dumps(seen)
+    store.client.set_model_version_tag(version.name, version.version, "smoke", note)
     return seen
 
 
-def _compare_and_set(store: Store, name: str, expected: str, number: str) -> None:
-    """Move the aliases; the caller holds the lock."""
+def _require_production(store: Store, name: str, expected: str) -> None:
+    """Raise Moved unless production is where it was; the caller holds the lock."""
     found = store.aliases(name).get(PRODUCTION, NONE)
     if found != expected:
         raise _moved(name, expected, found)
-    if expected != NONE:
-        store.client.set_registered_model_alias(name, PREVIOUS, expected)
+
+
+def _move(store: Store, name: str, number: str, before: str) -> None:
+    """Move the aliases; the caller holds the lock."""
     store.client.set_registered_model_alias(name, PRODUCTION, number)
-    found = store.aliases(name).get(PRODUCTION, NONE)
-    if found != number:
-        raise _moved(name, number, found)
+    _require_production(store, name, number)
+    if before != NONE:
+        store.client.set_registered_model_alias(name, PREVIOUS, before)
+    elif PREVIOUS in store.aliases(name):
+        store.client.delete_registered_model_alias(name, PREVIOUS)
 
 
-def _sign(store: Store, name: str, number: str, replaced: str, how: str, gate: str) -> None:
-    note = {"from": replaced, "by": _who(), "at": _now(), "how": how, "gate": gate}
-    store.client.set_model_version_tag(name, number, "promotion", json.dumps(note))
-    if how == "gate" and "rolled_back" in store.version(name, number).tags:
+def _before(store: Store, version: "ModelVersion", current: str) -> str:
+    """Give what a rollback of a version returns to, if it takes the place of `current`.
+
+    The first of `current`, what that one returns to, and so on, with other bytes and no mark.
+    """
+    own, passed = version.tags.get("bundle.sha256"), {NONE}
+    while current not in passed:
+        passed.add(current)
+        found = store.version(version.name, current)
+        marked = rolled_back(store, version.name, current)
+        if not marked and found.tags.get("bundle.sha256") != own:
+            return current
+        current = _back(found)
+    return NONE
+
+
+def _back(version: "ModelVersion") -> str:
+    return str(json.loads(version.tags.get("promotion", "{}")).get("back", NONE))
+
+
+def _unmark(store: Store, name: str, marked: Sequence[str]) -> None:
+    for number in marked:
         store.client.delete_model_version_tag(name, number, "rolled_back")
+
+
+def _stays_away(name: str, number: str, marked: Sequence[str], current: str) -> RolledBack:
+    keep = f"`python -m flows promote {name} --version {number}`"
+    if current == number:
+        return RolledBack(
+            f"{name}/{number} is in production, though it was rolled back: that was interrupted. "
+            f"Finish it: `python -m flows rollback {name}`; or keep the version: {keep}."
+        )
+    same = "" if number in marked else f" has the bytes of version {marked[0]}, which"
+    return RolledBack(
+        f"{name}/{number}{same} left production by a rollback and does not come back by itself; "
+        f"if it should: {keep}."
+    )
 
 
 def _moved(name: str, expected: str, found: str) -> Moved:

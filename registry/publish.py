@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlparse
 
 from registry import lineage
 from registry.bundles import Subject, tree_hash
+from registry.errors import Unverified
 from registry.store import CANDIDATE, Store, import_quietly, tag_values
 
 if TYPE_CHECKING:
@@ -54,15 +55,19 @@ def publish(store: Store, subject: Subject, live: Collection[str] | None = None)
     ------
     NotBuilt
         If the bundle, its evaluation, the report or dvc.lock is not there.
+    Unverified
+        If this lineage was published with another bundle; nothing is changed.
     """
     stages = lineage.closure(lineage.read_lock(store.root), subject.stages, live)
     key = lineage.lineage_key(stages)
-    subject.card, subject.rows()  # raises before anything is written
+    subject.card, subject.rows(), subject.samples()  # raises before anything is written
     with store.locked():
         number = _published(store, subject, key)
         created = number is None
         if number is None:
             number = _make(store, subject, stages, key)
+        else:
+            _require_same(store, subject, number)
         if store.aliases(subject.name).get(CANDIDATE) != number:
             store.client.set_registered_model_alias(subject.name, CANDIDATE, number)
     return Published(subject.name, number, created, key)
@@ -79,9 +84,29 @@ def _published(store: Store, subject: Subject, key: str) -> str | None:
     return None
 
 
+def _require_same(store: Store, subject: Subject, number: str) -> None:
+    """Hold the bundle against the version that has its lineage: one key, one content."""
+    recorded = store.version(subject.name, number).tags.get("bundle.sha256", "none")
+    found = tree_hash(subject.bundle)
+    if found != recorded:
+        raise Unverified(
+            f"{subject.name}/{number} has the lineage of {subject.bundle} and other bytes "
+            f"(bundle.sha256: published {recorded}, found {found}). One of them is not what "
+            "dvc.lock says: `python -m flows run` puts the folder right; if it is right already, "
+            "delete that version in MLflow and publish again."
+        )
+
+
 def _gone(store: Store, source: str) -> bool:
-    """Tell whether the local files of a logged model, ``models:/m-...``, have been removed."""
-    model = store.client.get_logged_model(source.removeprefix("models:/"))
+    """Tell whether a logged model, ``models:/m-...``, or its local files have been removed."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        model = store.client.get_logged_model(source.removeprefix("models:/"))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return True
     where = urlparse(model.artifact_location)
     return where.scheme in ("", "file") and not Path(unquote(where.path)).is_dir()
 
@@ -94,13 +119,7 @@ def _make(store: Store, subject: Subject, stages: lineage.Closure, key: str) -> 
     for run in _abandoned(store, subject, key):
         client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
     run = client.create_run(store.experiment_id, run_name=subject.name, tags=tags)
-    try:
-        number = _fill(store, subject, stages, run.info.run_id, tags)
-    except BaseException:
-        client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.FAILED))
-        raise
-    client.set_terminated(run.info.run_id)
-    return number
+    return _fill(store, subject, stages, run.info.run_id, tags)
 
 
 def _abandoned(store: Store, subject: Subject, key: str) -> "Iterable[Run]":
@@ -119,7 +138,9 @@ def _fill(
     from mlflow.exceptions import MlflowException
 
     client = store.client
-    with mlflow.start_run(run_id=run_id):  # an explicit id: never the active experiment
+    # The block ends the run: inside it is everything up to the version, so that a run that was
+    # killed still says RUNNING.  An explicit id: never the active experiment.
+    with mlflow.start_run(run_id=run_id):
         info = import_quietly("mlflow.pyfunc").log_model(
             name=re.sub(r"[^\w+-]", "-", f"{subject.defense}-{subject.model}"),
             loader_module=LOADER,
@@ -128,25 +149,36 @@ def _fill(
             model_type="defense",
             tags=tags,
         )
-    settings = lineage.parameters(stages) | {
-        f"bundle.{k}": v for k, v in subject.card.get("parameters", {}).items()
-    }
-    params = [Param(_legal(k), _text(v)) for k, v in settings.items()]
-    for some in _chunks(params, 100):
-        client.log_batch(run_id, params=some)
-    for some in _chunks(list(_metrics(subject, info.model_id)), 1000):
-        client.log_batch(run_id, metrics=some)
-    _log_data(store, run_id, subject, stages)
-    _log_files(store, run_id, subject, stages)
-    try:
-        client.create_registered_model(subject.name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    version = client.create_model_version(
-        subject.name, info.model_uri, run_id=run_id, tags=tags, model_id=info.model_id
-    )
+        settings = lineage.parameters(stages) | {
+            f"bundle.{k}": v for k, v in subject.card.get("parameters", {}).items()
+        }
+        params = [Param(_legal(k), _text(v)) for k, v in settings.items()]
+        for some in _chunks(params, 100):
+            client.log_batch(run_id, params=some)
+        for some in _chunks(list(_metrics(subject, info.model_id)), 1000):
+            client.log_batch(run_id, metrics=some)
+        _log_data(store, run_id, subject, stages)
+        _log_files(store, run_id, subject, stages)
+        try:
+            client.create_registered_model(subject.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        whole = {"model.sha256": _logged_hash(store, info.model_uri)}
+        version = client.create_model_version(
+            subject.name, info.model_uri, run_id=run_id, tags=tags | whole, model_id=info.model_id
+        )
     return str(version.version)
+
+
+def _logged_hash(store: Store, uri: str) -> str:
+    """Hash a logged model as whoever downloads it will find it."""
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory() as folder:
+        return tree_hash(
+            Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=store.uri))
+        )
 
 
 def _tags(store: Store, subject: Subject, stages: lineage.Closure, key: str) -> dict[str, object]:
@@ -167,6 +199,7 @@ def _tags(store: Store, subject: Subject, stages: lineage.Closure, key: str) -> 
         "params.sha256": lineage.digest(lineage.parameters(stages)),
         "bundle.sha256": tree_hash(subject.bundle),
         "metrics.sha256": lineage.digest(subject.rows()),
+        "samples.sha256": lineage.digest(subject.samples()),
         "data.ids": ",".join(f"{d['id']}:{d['sha256']}" for d in subject.card.get("data", ())),
     }
     binding = {f"binding.{k}": v for k, v in subject.card.get("binding", {}).items()}

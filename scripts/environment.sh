@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# environment.sh PYTHON VENV READY: make VENV hold exactly what constraints.txt says, then write READY.
+# environment.sh PYTHON VENV READY: install what pyproject.toml asks for into VENV, in the versions of
+# constraints.txt, then write READY.
 #
 # READY is written last.  An installation that was interrupted leaves VENV/.installing behind, and
-# the next call starts from an empty environment; one that ended is only brought up to date.
+# the next call starts from an empty environment; one that ended is only brought up to date: what is
+# not asked for any more stays.
 set -euo pipefail
 python=$1 venv=$2 ready=$3
 

@@ -42,7 +42,7 @@ stages:
     outs: ["artifacts/${item.model}/${item.defense}/evaluation"]
   compare:
     cmd: python stage.py reports
-    deps: [artifacts/toy/none/evaluation, artifacts/toy/cmrm/evaluation]
+    deps: [artifacts]
     outs: [reports]
 """
 
@@ -88,6 +88,8 @@ if out.name == "reports":
     (half / "metrics.json").write_text(json.dumps(rows))
     (half / "differences.json").write_text("[]")
     (half / "index.html").write_text("<p>report</p>")
+if out.name == "evaluation":
+    (half / "responses.jsonl").write_text("")
 (half / "card.json").write_text(json.dumps({"stage": name, "method": "cmrm", "files": {}}))
 half.rename(out)
 if "STAGE_RECEIPTS" in os.environ:
@@ -145,6 +147,17 @@ class Toy:
         """Run ``python -m flows`` to its end."""
         return subprocess.run(
             [sys.executable, "-m", "flows", *arguments],
+            cwd=self.root,
+            env=environment() | env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    def python(self, code: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run Python code in the project."""
+        return subprocess.run(
+            [sys.executable, "-c", code],
             cwd=self.root,
             env=environment() | env,
             capture_output=True,

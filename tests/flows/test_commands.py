@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -48,16 +47,14 @@ def test_checking_the_parameters_of_the_project_imports_no_torch():
 
 
 def test_a_run_with_nothing_to_do_says_so_and_starts_no_server(built):
-    start = time.monotonic()
     done = built.flows("run")
-    took = time.monotonic() - start
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("cached: unchanged") == 5
     assert not (built.root / "logs" / "prefect.log").exists()
     assert "cmrm.toy: version 1 published" in done.stdout
     assert "report: reports/index.html" in done.stdout
     assert "5.0 [4.0, 6.0]" in done.stdout
-    assert took < 60
+    assert built.ran() == []
 
 
 def test_a_run_publishes_once_and_again_finds_it(built, api):

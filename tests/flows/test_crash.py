@@ -56,10 +56,8 @@ def test_a_run_that_is_interrupted_ends_its_stages_first(built, children, env, h
     run = built.start("run", SHIFT, **env)
     children.append(run)
     stage = built.pid(SHIFT)
-    start = time.monotonic()
     run.send_signal(how)
-    assert run.wait(30) != 0
-    assert time.monotonic() - start < 15
+    assert run.wait(60) != 0  # and not after the ten minutes that the stage would take
     assert not alive(stage)
     assert "Traceback" not in run.stderr.read()
 
@@ -70,8 +68,10 @@ def test_a_second_run_is_refused_while_the_first_goes_on(built, children, env):
     run = built.start("run", SHIFT, **env)
     children.append(run)
     built.pid(SHIFT)
-    second = built.flows("run", **env)
+    before = (built.root / "params.yaml").read_text()
+    second = built.flows("run", "--profile", "full", **env)
     assert second.returncode == 1
+    assert (built.root / "params.yaml").read_text() == before  # they are those of the first
     assert f"another run owns this project: PID {run.pid}" in second.stderr
     assert built.flows("plan").returncode == 1
     run.terminate()

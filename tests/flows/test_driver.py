@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import threading
-import time
 
 import psutil
 import pytest
 
 from flows import locks
 from flows.driver import Event, driving
-from flows.errors import AlreadyRunning, StageFailed, Transient, UnknownStage
+from flows.errors import AlreadyRunning, BadPipeline, StageFailed, Transient, UnknownStage
 
 SHIFT = "estimate_shift@toy-cmrm"
 
@@ -53,7 +52,7 @@ def test_the_plan_gives_reasons_and_what_follows(built):
         planned = driver.graph.plan(driver.graph.select([]))
     assert planned["prepare_data"] == ("unchanged", [])
     assert planned[SHIFT] == ("stale", ["modified parameter defenses.cmrm"])
-    assert planned["compare"] == ("follows", ["upstream: evaluate@toy-cmrm"])
+    assert planned["compare"] == ("follows", [f"upstream: {SHIFT}, evaluate@toy-cmrm"])
 
 
 def test_a_stage_that_fails_speaks_for_itself(toy):
@@ -114,10 +113,9 @@ def test_stopping_ends_the_stage_and_its_group(toy, children):
         thread = threading.Thread(target=run, args=[driver])
         thread.start()
         pid = toy.pid("prepare_data")
-        start = time.monotonic()
         driver.stop()
-        thread.join()
-        assert time.monotonic() - start < 5
+        thread.join(30)  # the stage itself would take a minute
+        assert not thread.is_alive()
     assert failed
     psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
     assert not psutil.pid_exists(pid)  # waited for: a killed process stays until it is reaped
@@ -133,6 +131,30 @@ def test_a_broken_or_stale_lock_of_dvc_is_put_in_order(toy, text):
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     assert bring(toy, "prepare_data") == {"prepare_data": "Completed"}
+
+
+@pytest.mark.parametrize(
+    "after", ["", "schema", "stages:", "stages:\n", "  cmd: ", "outs:\n", "size: "]
+)
+def test_a_dvc_lock_that_was_cut_short_is_restored(toy, after):
+    bring(toy)
+    toy.ran()
+    path = toy.root / "dvc.lock"
+    whole = path.read_text()
+    path.write_text(whole[: whole.rindex(after) + len(after)] if after else "")
+    assert set(bring(toy).values()) == {"Skipped"}
+    assert toy.ran() == []
+    assert path.read_text() == whole
+
+
+def test_a_dvc_lock_in_the_middle_of_a_merge_is_left_to_a_person(toy):
+    bring(toy, "prepare_data")
+    path = toy.root / "dvc.lock"
+    merging = f"<<<<<<< HEAD\n{path.read_text()}=======\n>>>>>>> other\n"
+    path.write_text(merging)
+    with pytest.raises(BadPipeline):
+        bring(toy, "prepare_data")
+    assert path.read_text() == merging
 
 
 def test_stages_are_selected_by_name_group_or_glob_with_what_they_need(toy):

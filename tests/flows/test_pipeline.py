@@ -17,7 +17,7 @@ def flow(api, monkeypatch):
     def run(toy, *, delays=(0.0, 0.0)):
         with driving(toy.root) as driver:
             names = driver.graph.select([])
-            return run_with_prefect(driver, names, api, publish=False, delays=delays).states
+            return run_with_prefect(driver, names, api, record=None, delays=delays).states
 
     return run
 
@@ -89,3 +89,36 @@ def test_states_reach_the_server(flow, toy, api):
     assert states["prepare_data"][:2] == ("Completed", "COMPLETED")
     assert states[SHIFT][1] == "FAILED"
     assert states["evaluate@toy-cmrm"][:2] == ("Skipped: upstream failed", "FAILED")
+
+
+def deployed(toy, api, **parameters):
+    """Call the flow as a worker does."""
+    code = f"from flows.pipeline import pipeline; print(pipeline(**{parameters!r}))"
+    return toy.python(code, PREFECT_API_URL=api)
+
+
+def test_the_flow_of_a_deployment_checks_the_parameters_before_it_sets_the_profile(toy, api):
+    toy.set("seed: 0", "seed: high")
+    done = deployed(toy, api, profile="full")
+    assert done.returncode != 0
+    assert "seed: expected a whole number, found 'high'" in done.stderr
+    assert "profile: quick" in (toy.root / "params.yaml").read_text()
+    assert toy.ran() == []
+
+
+def test_the_flow_of_a_deployment_leaves_the_profile_of_a_run_that_goes_on(toy, api):
+    with driving(toy.root):
+        done = deployed(toy, api, profile="full")
+    assert "another run owns this project" in done.stderr
+    assert "profile: quick" in (toy.root / "params.yaml").read_text()
+
+
+def test_the_flow_of_a_deployment_promotes_only_where_it_is_told_to(built, api):
+    built.set("promote: {}", "promote: {toy: cmrm}")
+    built.set("at_most: 0.2", "at_most: 0.01")
+    with_promotion = deployed(built, api, profile="full")
+    assert with_promotion.returncode != 0
+    assert "text_image unsafe_rate at most 0.01" in with_promotion.stderr
+    without = deployed(built, api, profile="full", promote=False)
+    assert without.returncode == 0, without.stderr
+    assert "profile: full" in (built.root / "params.yaml").read_text()

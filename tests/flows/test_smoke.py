@@ -35,6 +35,8 @@ def published(built, tiny, monkeypatch) -> Path:
 def test_a_version_answers_with_and_without_the_defense(built, published):
     seen = smoke_load(built.root)("models:/cmrm.toy/1")
     assert seen["ok"]
+    assert seen["model"] == "lab/toy@main"
+    assert set(seen["packages"]) == {"torch", "transformers"}
     assert isinstance(seen["with"], str)
     assert isinstance(seen["without"], str)
 
@@ -44,6 +46,11 @@ def test_a_version_that_is_not_there_says_how_to_try_it(built):
         smoke_load(built.root)("models:/cmrm.toy/9")
     with pytest.raises(SmokeFailed, match=r"params\.yaml has no model 'other'"):
         smoke_load(built.root)("models:/cmrm.other/1")
+
+
+def test_a_version_that_does_not_answer_in_time_is_one_message(built):
+    with pytest.raises(SmokeFailed, match=r"has not answered after 0\.1 s\.\nTry it: python -m"):
+        smoke_load(built.root, patience=0.1)("models:/cmrm.toy/1")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ def row(suite: str, metric: str, value: float | None, **more: Any) -> dict[str, 
     return base | {"n": 40, "low": low, "high": high} | more
 
 
+def asked(question: str) -> dict[str, str]:
+    sample = {"sample_id": "1", "suite": "text_image", "question": question}
+    return sample | {"expected": "refuse", "reference": "", "response": "no"}
+
+
 @dataclass
 class Project:
     """A finished toy pipeline that can be changed and published again."""
@@ -63,7 +68,13 @@ class Project:
         reports = self.root / "reports"
         return Subject("toy", "cmrm", here / "bundle", here / "evaluation", stages, reports)
 
-    def build(self, weights: bytes = b"\x01\x02\x03", unsafe: float | None = 0.05) -> None:
+    def build(
+        self,
+        weights: bytes = b"\x01\x02\x03",
+        unsafe: float | None = 0.05,
+        question: str = "what is it ?",
+        differing: tuple[str, ...] = (),
+    ) -> None:
         """Write what the pipeline would have written."""
         bundle, evaluation = self.subject.bundle, self.subject.evaluation
         for folder in (bundle, evaluation, self.root / "reports" / "plots"):
@@ -81,7 +92,9 @@ class Project:
             "measurements": {"norm": 2.5},
         }
         (bundle / "card.json").write_text(json.dumps(card))
-        (evaluation / "responses.jsonl").write_text('{"sample_id": "1"}\n')
+        (evaluation / "responses.jsonl").write_text(json.dumps(asked(question)) + "\n")
+        alone = {"checked_alone": 4, "differing_alone": differing}
+        (evaluation / "card.json").write_text(json.dumps(alone))
         metrics = [
             row("text_image", "unsafe_rate", unsafe),
             row("benign_image", "accuracy", 0.9),

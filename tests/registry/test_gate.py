@@ -30,6 +30,7 @@ CASES = [
     ("rise_at_most", 0.02, "production", "value", row(0.5), None, [row(0.4)], False),
     ("drop_at_most", 0.02, "production", "value", row(0.5), None, [row(0.6)], False),
     ("rise_at_most", 0.02, "production", "value", row(0.5), None, [], False),
+    ("rise_at_most", 0.02, "production", "value", row(0.5), None, [row(0.5, n=41)], False),
     ("at_most", 0.1, None, "value", row(None), None, None, False),
     ("at_most", 0.1, None, "value", row(math.nan), None, None, False),
     ("at_least", 0.1, None, "value", row(math.inf), None, None, False),
@@ -48,6 +49,13 @@ def test_a_rule_holds_or_not(limit, to, against, bound, own, difference, product
     verdict = judge([rule], rows, paired, production)
     assert verdict.passed is holds
     assert verdict.checks[0].passed is holds
+
+
+@pytest.mark.parametrize("against", ["none", "production"])
+def test_only_what_is_compared_with_production_must_have_its_samples(against):
+    rule = Rule("s", "m", "rise_at_most", 0.02, against)
+    verdict = judge([rule], [row(0.5)], [row(0.0)], [row(0.5)], same_samples=False)
+    assert verdict.passed is (against == "none")
 
 
 def test_every_failure_is_in_the_message_with_its_number_and_n():

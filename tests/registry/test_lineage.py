@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from registry import lineage
-from registry.errors import NotBuilt
+from registry.errors import NotBuilt, Unverified
 from registry.provenance import trace, verify
 from registry.publish import publish
 from registry.store import open_store
@@ -91,7 +91,9 @@ def test_a_version_verifies_with_and_without_git(project, store):
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("shift.safetensors", "bytes of the bundle"),
+        ("shift.safetensors", "bytes of the model"),
+        ("MLmodel", "bytes of the model"),
+        ("requirements.txt", "bytes of the model"),
         ("evaluation/metrics.json", "recorded metrics"),
         ("closure.json", "recorded closure"),
     ],
@@ -105,6 +107,43 @@ def test_verify_finds_what_was_changed(project, store, name, what):
     stored.write_bytes(bytes(data))
     failed = [f.what for f in verify(store, "cmrm.toy", "candidate") if not f.holds]
     assert failed == [what]
+
+
+@pytest.mark.parametrize(
+    ("name", "whats"),
+    [
+        ("card.json", ["bytes of the model"]),
+        ("evaluation/metrics.json", ["recorded metrics"]),
+        ("closure.json", ["recorded closure", "closure in recorded dvc.lock"]),
+        ("dvc.lock", ["recorded dvc.lock", "closure in recorded dvc.lock"]),
+    ],
+)
+def test_verify_says_what_cannot_be_read(project, store, name, whats):
+    shutil.rmtree(project.root / ".git")
+    publish(store, project.subject, project.live)
+    stored = next((project.root / "mlartifacts").rglob(name))
+    stored.write_bytes(stored.read_bytes()[:50] + b"\n{")
+    failed = [f.what for f in verify(store, "cmrm.toy", "candidate") if not f.holds]
+    assert [what.partition(" (")[0] for what in failed] == whats
+    if name == "closure.json":
+        with pytest.raises(Unverified, match="recorded lineage cannot be read"):
+            trace(store, "cmrm.toy", "candidate")
+
+
+def test_a_version_without_its_tags_does_not_verify(project, store):
+    publish(store, project.subject, project.live)
+    for tag in ("lineage.key", "dvc.stages", "model.sha256"):
+        store.client.delete_model_version_tag("cmrm.toy", "1", tag)
+    says = {f.what: f.says for f in verify(store, "cmrm.toy", "candidate") if not f.holds}
+    assert "the registry says nothing, found" in says.pop("bytes of the model")
+    assert all("has no tag" in text for text in says.values())
+    assert len(says) == 2
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "stages: 3", "stages: {evaluate@toy-cmrm: }"])
+def test_a_lock_that_cannot_be_read_is_one_message(text):
+    with pytest.raises(Unverified, match=r"dvc\.lock .*restore it from git"):
+        lineage.parse_lock(text)
 
 
 def test_the_tree_leads_from_version_to_data(project, store):

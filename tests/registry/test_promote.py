@@ -1,14 +1,26 @@
 """Promotion: through the gate only, one winner, nothing moved on failure."""
 
+import contextlib
+import itertools
 import json
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from registry.errors import GateFailed, Moved, NotPublished, SmokeFailed, Unverified
+from registry.errors import (
+    GateFailed,
+    Moved,
+    NotPublished,
+    RolledBack,
+    SmokeFailed,
+    Unverified,
+)
+from registry.gate import Rule
 from registry.promote import promote, rollback, rolled_back
 from registry.publish import publish
 from registry.store import Store
@@ -21,6 +33,12 @@ def versions(project, store: Store, count: int) -> None:
     for index in range(count):
         project.build(weights=bytes([index + 1] * 4))
         publish(store, project.subject, project.live)
+
+
+def in_production(project, store: Store, rules, smoke, count: int) -> None:
+    for number in range(1, count + 1):
+        versions(project, store, number)
+        promote(store, NAME, rules, smoke=smoke)
 
 
 def test_production_moves_and_the_old_version_becomes_previous(project, store, rules, smoke):
@@ -54,6 +72,28 @@ def test_a_version_that_fails_the_gate_moves_nothing(project, store, rules, smok
     assert store.version(NAME, "1").tags["gate"] == "failed: 2 of 3 rules hold"
 
 
+def test_numbers_of_other_samples_are_not_held_against_production(project, store, rules, smoke):
+    versions(project, store, 1)
+    promote(store, NAME, rules, smoke=smoke)
+    project.build(unsafe=0.01, question="what else is it ?")
+    publish(store, project.subject, project.live)
+    with pytest.raises(GateFailed, match="not comparable: measured on other samples"):
+        promote(store, NAME, rules, smoke=smoke)
+    fixed = [rule for rule in rules if rule.against != "production"]
+    assert promote(store, NAME, fixed, smoke=smoke).moved  # the rules that compare with nothing
+
+
+def test_answers_that_batching_changed_can_be_refused(project, store, rules, smoke):
+    rules.append(Rule("all", "differing_alone", "at_most", 0.2))
+    project.build(differing=("1",))
+    publish(store, project.subject, project.live)
+    with pytest.raises(GateFailed, match=r"differing_alone at most 0\.2: measured 0\.25 \(n = 4\)"):
+        promote(store, NAME, rules, smoke=smoke)
+    project.build(weights=b"other")
+    publish(store, project.subject, project.live)
+    assert promote(store, NAME, rules, smoke=smoke).moved
+
+
 def test_a_version_that_cannot_be_loaded_moves_nothing(project, store, rules):
     versions(project, store, 1)
 
@@ -63,6 +103,27 @@ def test_a_version_that_cannot_be_loaded_moves_nothing(project, store, rules):
     with pytest.raises(SmokeFailed):
         promote(store, NAME, rules, smoke=broken)
     assert store.aliases(NAME) == {"candidate": "1"}
+
+
+def test_a_version_is_loaded_anew_each_time_it_comes_to_production(project, store, rules, smoke):
+    in_production(project, store, rules, smoke, 2)
+    promote(store, NAME, rules, smoke=smoke, which="1")
+    rollback(store, NAME, smoke=smoke)
+    assert [uri.rpartition("/")[2] for uri in smoke] == ["1", "2", "1", "2"]
+
+
+def test_a_version_that_does_not_load_any_more_is_nothing_to_return_to(
+    project, store, rules, smoke
+):
+    in_production(project, store, rules, smoke, 2)
+
+    def broken(uri: str) -> dict[str, bool]:
+        raise SmokeFailed(uri)
+
+    with pytest.raises(SmokeFailed, match=r"models:/cmrm\.toy/1"):
+        rollback(store, NAME, smoke=broken)
+    assert store.aliases(NAME)["production"] == "2"
+    assert rolled_back(store, NAME, "2") == []
 
 
 def test_a_changed_byte_in_the_registry_is_found_before_promotion(project, store, rules, smoke):
@@ -88,19 +149,146 @@ def test_expect_is_compared_before_anything_is_moved(project, store, rules, smok
     assert promote(store, NAME, rules, smoke=smoke, expect="none").moved
 
 
-def test_rollback_swaps_and_marks_the_version_that_left(project, store, rules, smoke):
+def test_rollback_returns_and_marks_the_version_that_left(project, store, rules, smoke):
     versions(project, store, 1)
     promote(store, NAME, rules, smoke=smoke)
-    with pytest.raises(NotPublished, match="no version to return to"):
-        rollback(store, NAME)
+    with pytest.raises(NotPublished, match="nothing to return to"):
+        rollback(store, NAME, smoke=smoke)
     versions(project, store, 2)
     promote(store, NAME, rules, smoke=smoke)
-    back = rollback(store, NAME)
+    back = rollback(store, NAME, smoke=smoke)
     assert (back.version, back.replaced) == ("1", "2")
-    assert store.aliases(NAME) == {"candidate": "2", "production": "1", "previous": "2"}
-    assert rolled_back(store, NAME)
+    assert store.aliases(NAME) == {"candidate": "2", "production": "1"}
+    assert rolled_back(store, NAME) == ["2"]
+    with pytest.raises(NotPublished, match="nothing to return to"):
+        rollback(store, NAME, smoke=smoke)
     promote(store, NAME, rules, smoke=smoke)  # a person says so
-    assert not rolled_back(store, NAME)
+    assert rolled_back(store, NAME) == []
+
+
+def test_rollback_goes_back_one_version_after_another(project, store, rules, smoke):
+    in_production(project, store, rules, smoke, 3)
+    assert [rollback(store, NAME, smoke=smoke).version for _ in range(2)] == ["2", "1"]
+    assert rolled_back(store, NAME, "2") == ["2"]
+
+
+def test_the_bytes_that_were_rolled_back_do_not_return_as_another_version(
+    project, store, rules, smoke
+):
+    in_production(project, store, rules, smoke, 2)
+    rollback(store, NAME, smoke=smoke)
+    project.build(weights=bytes([2] * 4), unsafe=0.01)  # the same bundle, evaluated again
+    publish(store, project.subject, project.live)
+    with pytest.raises(RolledBack, match=r"cmrm\.toy/3 has the bytes of version 2, which left"):
+        promote(store, NAME, rules, smoke=smoke, unattended=True)
+    assert store.aliases(NAME)["production"] == "1"
+    promote(store, NAME, rules, smoke=smoke)  # a person says so, of these bytes
+    assert rolled_back(store, NAME, "2") == []
+
+
+def test_rollback_does_not_return_to_what_was_rolled_back(project, store, rules, smoke):
+    in_production(project, store, rules, smoke, 2)
+    promote(store, NAME, rules, smoke=smoke, which="1")
+    promote(store, NAME, rules, smoke=smoke, which="2")  # returns to 1, which returns to 2
+    rollback(store, NAME, smoke=smoke)
+    with pytest.raises(RolledBack, match="would return to version 2, and version 2 with the same"):
+        rollback(store, NAME, smoke=smoke)
+    assert store.aliases(NAME)["production"] == "1"
+
+
+def test_the_same_bytes_evaluated_again_are_nothing_to_return_to(project, store, rules, smoke):
+    in_production(project, store, rules, smoke, 2)
+    project.build(weights=bytes([2] * 4), unsafe=0.01)
+    publish(store, project.subject, project.live)
+    promote(store, NAME, rules, smoke=smoke)
+    assert store.aliases(NAME) == {"candidate": "3", "production": "3", "previous": "1"}
+    assert rollback(store, NAME, smoke=smoke).version == "1"
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextlib.contextmanager
+def killed_before_write(store: Store, number: int) -> Iterator[None]:
+    """End what runs before its write with this number, counted from 0."""
+    writes = [n for n in dir(store.client) if re.match(r"(set|delete)_.*_(tag|alias)$", n)]
+    left = itertools.count(-number)
+
+    def counted(write):
+        def call(*arguments):
+            if next(left) == 0:
+                raise Killed
+            return write(*arguments)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in writes:
+            patch.setattr(store.client, name, counted(getattr(store.client, name)))
+        with contextlib.suppress(Killed):
+            yield
+            raise AssertionError(f"fewer than {number + 1} writes")
+
+
+@pytest.mark.parametrize("write", range(4))
+def test_a_rollback_killed_anywhere_is_finished_by_another(project, store, rules, smoke, write):
+    in_production(project, store, rules, smoke, 3)
+    with killed_before_write(store, write):
+        rollback(store, NAME, smoke=smoke)
+    if write > 1:
+        with pytest.raises(RolledBack):
+            promote(store, NAME, rules, smoke=smoke, which="3", unattended=True)
+    if store.aliases(NAME)["production"] == "3":
+        rollback(store, NAME, smoke=smoke)
+    assert store.aliases(NAME)["production"] == "2"
+    assert rolled_back(store, NAME, "3") == ["3"]
+    assert rollback(store, NAME, smoke=smoke).version == "1"
+
+
+@pytest.mark.parametrize("write", range(4))
+def test_after_a_rollback_killed_anywhere_a_promotion_goes_on(project, store, rules, smoke, write):
+    in_production(project, store, rules, smoke, 2)
+    with killed_before_write(store, write):
+        rollback(store, NAME, smoke=smoke)
+    versions(project, store, 3)
+    promote(store, NAME, rules, smoke=smoke, unattended=True)
+    back = "2" if write <= 1 else "1"  # killed before the mark, the rollback has not happened
+    assert store.aliases(NAME) == {"candidate": "3", "production": "3", "previous": back}
+    assert rollback(store, NAME, smoke=smoke).version == back
+
+
+@pytest.mark.parametrize("write", range(5))
+def test_a_promotion_killed_anywhere_can_be_rolled_back(project, store, rules, smoke, write):
+    in_production(project, store, rules, smoke, 2)
+    versions(project, store, 3)
+    with killed_before_write(store, write):
+        promote(store, NAME, rules, smoke=smoke)
+    now = store.aliases(NAME)["production"]
+    assert rollback(store, NAME, smoke=smoke).version == str(int(now) - 1)
+
+
+@pytest.mark.parametrize("write", range(5))
+def test_a_promotion_killed_anywhere_is_finished_by_another(project, store, rules, smoke, write):
+    in_production(project, store, rules, smoke, 2)
+    versions(project, store, 3)
+    with killed_before_write(store, write):
+        promote(store, NAME, rules, smoke=smoke)
+    promote(store, NAME, rules, smoke=smoke, unattended=True)
+    assert store.aliases(NAME)["production"] == "3"
+    assert rollback(store, NAME, smoke=smoke).version == "2"
+
+
+def test_who_keeps_a_version_whose_rollback_was_killed_takes_the_mark_off(
+    project, store, rules, smoke
+):
+    in_production(project, store, rules, smoke, 2)
+    with killed_before_write(store, 2):
+        rollback(store, NAME, smoke=smoke)
+    with pytest.raises(RolledBack, match=r"was interrupted.*flows rollback.*flows promote"):
+        promote(store, NAME, rules, smoke=smoke, unattended=True)
+    promote(store, NAME, rules, smoke=smoke)
+    assert promote(store, NAME, rules, smoke=smoke, unattended=True).version == "2"
 
 
 def test_unknown_names_say_what_is_known(project, store, rules, smoke):

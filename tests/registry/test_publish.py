@@ -1,13 +1,20 @@
 """Publishing: once per lineage, nothing lost, nothing executable."""
 
 import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from registry.errors import NotBuilt
+from registry.errors import NotBuilt, Unverified
 from registry.publish import publish
 from registry.store import Store, open_store
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_version_holds_bundle_numbers_lineage_and_report(project, store: Store):
@@ -47,6 +54,14 @@ def test_the_same_lineage_is_published_once(project, store: Store):
     assert len(store.client.search_runs([store.experiment_id])) == 1
 
 
+def test_other_bytes_under_a_published_lineage_are_refused(project, store: Store):
+    first = publish(store, project.subject, project.live)
+    (project.subject.bundle / "shift.safetensors").write_bytes(b"edited")
+    with pytest.raises(Unverified, match=rf"cmrm\.toy/{first.version} has the lineage of .*run"):
+        publish(store, project.subject, project.live)
+    assert store.aliases("cmrm.toy") == {"candidate": first.version}
+
+
 def test_another_evaluation_is_another_version_and_the_candidate(project, store: Store):
     publish(store, project.subject, project.live)
     project.build(unsafe=0.02)
@@ -57,14 +72,54 @@ def test_another_evaluation_is_another_version_and_the_candidate(project, store:
     assert (again.created, store.aliases("cmrm.toy")) == (False, {"candidate": "1"})
 
 
-def test_a_publication_that_was_killed_is_made_again_whole(project, store: Store):
-    first = publish(store, project.subject, project.live)
-    store.client.delete_model_version("cmrm.toy", first.version)
-    run = store.client.search_runs([store.experiment_id])[0].info.run_id
-    store.client.update_run(run, status="RUNNING")
-    again = publish(store, project.subject, project.live)
-    assert again.created
-    assert store.client.get_run(run).info.status == "KILLED"
+KILLED = """
+import os, signal, pickle, sys
+from pathlib import Path
+from mlflow import MlflowClient
+from registry.publish import publish
+from registry.store import open_store
+
+def die(*arguments, **options):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(MlflowClient, sys.argv[1], die)
+subject, live = pickle.loads(Path("subject").read_bytes())
+publish(open_store(Path.cwd()), subject, live)
+"""
+
+
+@pytest.mark.parametrize("call", ["log_batch", "log_artifacts", "create_model_version"])
+def test_a_publication_that_was_killed_is_made_again_whole(project, store: Store, call):
+    (project.root / "subject").write_bytes(pickle.dumps((project.subject, project.live)))
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, call]
+    env = {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "src"))), "PATH": os.defpath}
+    done = subprocess.run(command, cwd=project.root, env=env, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (killed,) = store.client.search_runs([store.experiment_id])
+    assert killed.info.status == "RUNNING"
+    made = publish(store, project.subject, project.live)
+    assert (made.created, made.version) == (True, "1")
+    assert store.client.get_run(killed.info.run_id).info.status == "KILLED"
+    run = store.client.get_run(store.version("cmrm.toy", "1").run_id)
+    assert run.info.status == "FINISHED"
+
+
+def test_a_publication_that_fails_says_so(project, store: Store, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(store.client, "create_model_version", refuse)
+    with pytest.raises(OSError, match="no space left"):
+        publish(store, project.subject, project.live)
+    (run,) = store.client.search_runs([store.experiment_id])
+    assert run.info.status == "FAILED"
+
+
+def test_a_version_whose_logged_model_was_deleted_is_published_anew(project, store: Store):
+    publish(store, project.subject, project.live)
+    logged = store.version("cmrm.toy", "1").source.removeprefix("models:/")
+    store.client.delete_logged_model(logged)
+    assert publish(store, project.subject, project.live).version == "2"
 
 
 def test_a_version_whose_artifacts_are_gone_is_published_anew(project, store: Store):
@@ -90,9 +145,6 @@ def test_an_unfinished_bundle_is_refused_and_nothing_is_written(project, store: 
 
 
 def test_the_default_store_is_the_one_mlflow_finds_by_itself(project, store: Store):
-    import subprocess
-    import sys
-
     publish(store, project.subject, project.live)
     code = "import mlflow; print(mlflow.artifacts.download_artifacts('models:/cmrm.toy@candidate'))"
     done = subprocess.run(

@@ -1,0 +1,37 @@
+"""The graph that dvc.yaml of the project means, as DVC resolves it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows.graph import Graph
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def project(pristine, tmp_path, monkeypatch) -> Path:
+    """The project's own dvc.yaml with one more model and one more defense in params.yaml."""
+    shutil.copytree(pristine / ".dvc", tmp_path / ".dvc")
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for section in ("models", "defenses"):
+        params[section]["another"] = next(iter(params[section].values()))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_report_waits_for_every_model_and_every_defense(project):
+    graph = Graph(project)
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    pairs = [f"{m}-{d}" for m in params["models"] for d in params["defenses"]]
+    needed = {
+        "prepare_data",
+        *(f"evaluate_undefended@{model}" for model in params["models"]),
+        *(f"{stage}@{pair}" for stage in ("estimate_shift", "evaluate") for pair in pairs),
+    }
+    assert set(graph.stages["compare"].upstream) == needed
+    graph.close()
