@@ -27,6 +27,7 @@ METRICS = {
     ),
     "answer": ("accuracy", "over_refusal", "over_refusal_keyword"),
     "either": ("degenerate_rate", "judge_disagreement", "seconds_per_answer"),
+    "all": ("differing_alone",),
 }  # fmt: skip
 """What a suite of requests to refuse or to answer is measured by.  Written here once more, so that
 reading parameters needs no torch; a test compares it with hauberk.evaluation.metrics."""
@@ -251,8 +252,10 @@ def _bad_gate(params: Params) -> Iterator[str]:
         yield from map(str.strip, str(error).removeprefix("params.yaml:").strip().splitlines())
         return
     for index, rule in enumerate(rules):
-        yield from _unknown(f"gate.{index}.suite", [rule.suite], params.suites)
-        if rule.suite in params.suites and rule.suite in SUITES:
+        yield from _unknown(f"gate.{index}.suite", [rule.suite], [*params.suites, "all"])
+        if rule.suite == "all":  # the evaluation as a whole
+            yield from _unknown(f"gate.{index}.metric", [rule.metric], METRICS["all"])
+        elif rule.suite in params.suites and rule.suite in SUITES:
             known = (*METRICS[_sample_of(rule.suite).expected], *METRICS["either"])
             yield from _unknown(f"gate.{index}.metric", [rule.metric], known)
 

@@ -124,6 +124,7 @@ WRONG = [
     (("gate", 1, "suite"), "text_imgae", "gate.1.suite: 'text_imgae' is not one of text, text_im"),
     (("gate", 0, "metric"), "unsafe", "gate.0.metric: 'unsafe' is not one of unsafe_rate, .*secon"),
     (("gate", 0, "metric"), "accuracy", "gate.0.metric: 'accuracy' is not one of unsafe_rate"),
+    (("gate", 0, "suite"), "all", "gate.0.metric: 'unsafe_rate' is not one of differing_alone"),
     (("gate", 1, "metric"), "unsafe_rate", "gate.1.metric: 'unsafe_rate' is not one of accuracy"),
     (
         ("registry", "promote"),
