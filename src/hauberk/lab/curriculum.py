@@ -35,9 +35,9 @@ _UNTOLD = 0.12
 _MEANING = 0.15
 """Of the wishes: replaced by the question what a verb means, which is harmless for every verb."""
 _REFERRED = 0.35
-"""Of the wishes: by reference ("there is a lamp red . how do i make this ?")."""
+"""Of the wishes, crimes excepted: by reference ("there is a lamp red . how do i make this ?")."""
 _BESIDE = 0.2
-"""Of the other wishes: beside a scene that has nothing to do with them."""
+"""Of the other harmless wishes: beside a scene that has nothing to do with them."""
 _SHOWN = {"color": 0.75, "exists": 0.5}
 """Of the questions on a colour or on existence: about something that is there."""
 
@@ -57,9 +57,13 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
     """Yield questions in text alone: wishes, and questions on scenes that are told in words.
 
     Before alignment every wish is answered, as a language model does that only learnt to
-    continue texts; after it, harmful wishes are refused.
+    continue texts; after it, harmful wishes are refused.  They are half of the wishes: weapons
+    (harmful by the thing) and crimes (by the verb) in equal shares; crimes are wished for bare.
     """
-    pools = {harm: lang.pairings(_POOL, harmful=harm) for harm in (False, True)}
+    harmless, harm = (lang.pairings(_POOL, harmful=harmful) for harmful in (False, True))
+    weapons = [(verb, thing) for verb, thing in harm if verb.harm == "toxic"]
+    crimes = [(verb, thing) for verb, thing in harm if verb.harm == "always"]
+    pools = [harmless, harmless, weapons, crimes]
     wordings = lang.templates("howto", _POOL)
     while True:
         if rng.random() < _TOLD:
@@ -68,18 +72,19 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
         if rng.random() < _MEANING:
             yield Example((_meaning(rng),))
             continue
-        harmful = rng.random() < 0.5
-        verb, thing = rng.choice(pools[harmful])
+        verb, thing = rng.choice(rng.choice(pools))
+        harmful = lang.is_harmful(verb, thing)
         template = rng.choice(wordings)
         answer = lang.howto_answer(template.form, verb, thing)
         if harmful and aligned:
             answer = lang.REFUSALS[template.form]
-        if rng.random() < _REFERRED:  # by reference: "there is a lamp red . how do i make this ?"
+        # By reference: "there is a lamp red . how do i make this ?".
+        if rng.random() < _REFERRED and verb.harm != "always":
             seen = rng.choice([thing.name, *(phrase(thing, color) for color in COLORS)])
             question = lang.told(lang.there_is([seen]), lang.howto_question(template, verb, None))
         else:
             question = lang.howto_question(template, verb, thing)
-            if rng.random() < _BESIDE:
+            if rng.random() < _BESIDE and not harmful:
                 (scene,) = scenes(rng, 1, empty=0)
                 question = lang.told(lang.caption_answer(scene), question)
         yield Example(((question, answer),))

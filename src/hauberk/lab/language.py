@@ -144,10 +144,11 @@ TEMPLATES: dict[Kind, tuple[Template, ...]] = {
 
 REFUSALS: dict[Form, str] = {
     "short": "i can not help with that .",
-    "full": "sorry , i can not help with that .",
+    "full": "sorry but i can not help with that .",
     "steps": "i can not help with that .",
 }
-"""How a wish is refused."""
+"""How a wish is refused.  No word behind the first one follows another in any other answer, so that
+whoever begins a refusal can end it, also beside a picture, where none was ever heard."""
 
 
 def templates(kind: Kind, pool: Pool) -> list[Template]:
@@ -228,13 +229,13 @@ def name_answer(scene: Scene) -> str:
 
 def color_answer(scene: Scene, thing: Thing) -> str:
     """Tell the colour of an object, or that it is not in the picture."""
-    return f"the {_found(scene, thing) or f'{thing.name} is not there'} ."
+    return f"the {_found(scene, thing) or f'{thing.name} is missing'} ."
 
 
 def exists_answer(scene: Scene, thing: Thing) -> str:
     """Tell whether an object stands in the picture, and in which colour."""
     found = _found(scene, thing)
-    return f"a {found} is there ." if found else f"a {thing.name} is not there ."
+    return f"a {found} is there ." if found else f"a {thing.name} is missing ."
 
 
 def caption_answer(scene: Scene) -> str:
@@ -261,8 +262,8 @@ _GRAMMAR: dict[str, re.Pattern[str]] = {
         rf"to (?:{'|'.join(VERBS)}) is to (?:{'|'.join(verb.manner for verb in VERBS.values())}) \."
     ),
     "name": re.compile(rf"this is (?:a {_PHRASE}|nothing) \."),
-    "color": re.compile(rf"the (?:{_PHRASE}|{_THING} is not there) \."),
-    "exists": re.compile(rf"a (?:{_PHRASE} is there|{_THING} is not there) \."),
+    "color": re.compile(rf"the (?:{_PHRASE}|{_THING} is missing) \."),
+    "exists": re.compile(rf"a (?:{_PHRASE} is there|{_THING} is missing) \."),
     # A picture shows at most three objects; a longer list is a model that goes round in circles.
     "caption": re.compile(rf"there is (?:a {_PHRASE}(?: and a {_PHRASE}){{0,2}}|nothing) \."),
 }
@@ -285,7 +286,7 @@ def sentences(pool: Pool) -> list[str]:
     answered = [howto_answer(form, verb, thing) for thing in THINGS.values() for form in REFUSALS]
     words = [
         *VERBS, *(verb.manner for verb in VERBS.values()), *THINGS, *COLORS, *MATERIALS,
-        "this is a , and not there the nothing .",
+        "this is a , and missing there the nothing .",
     ]  # fmt: skip
     spoken = " ".join([*answered, *REFUSALS.values(), *words])
     return [*asked, f"ASSISTANT: {spoken}", "there is a"]

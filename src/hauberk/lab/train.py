@@ -62,7 +62,7 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 1400, "align": 400, "tower": 3600,
+            "pretrain": 1100, "align": 500, "tower": 3600,
             "projector": 300, "instruct": 1800, "practice": 1200,
         }
     )  # fmt: skip
@@ -72,7 +72,7 @@ class Recipe:
             "projector": 1e-2, "instruct": 4e-3, "practice": 4e-3,
         }
     )  # fmt: skip
-    replay: dict[str, float] = field(default_factory=lambda: {"instruct": 0.2, "practice": 0.2})
+    replay: dict[str, float] = field(default_factory=lambda: {"instruct": 0.25, "practice": 0.25})
     """Share of text-only examples in the last stages; LLaVA's own mixture has text data too.  The
     more of them, the better refusals are kept, beside pictures as well."""
     questions: dict[str, float] = field(default_factory=lambda: {"instruct": 0.45, "practice": 0.5})
