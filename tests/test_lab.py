@@ -526,7 +526,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(room, tmp_path):
     ):
         with pytest.raises(ValueError, match=r"align|pretrain"):
             train.train("tiny", other, tmp_path)
-    longer = train.replace(RECIPE, steps=RECIPE.steps | {"practice": 3})
+    longer = train.replace(RECIPE, steps=RECIPE.steps | {"instruct": 3})
     assert train.train("tiny", longer, tmp_path, until="align")
     assert sorted(p.stem for p in tmp_path.iterdir()) == ["align", "pretrain"]
 
@@ -545,7 +545,6 @@ def test_every_stage_changes_its_part_alone(tmp_path):
         "tower": {"tower"},
         "projector": {"projector"},
         "instruct": {"projector", "decoder"},
-        "practice": {"projector", "decoder"},
     }
     for stage in train.STAGES:
         before = {name: weights(part) for name, part in parts.items()}

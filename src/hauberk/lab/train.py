@@ -1,6 +1,6 @@
 """Train a lab model from nothing: ``python -m hauberk.lab.train lab-llava``.
 
-Six stages, in the order of the public recipes for VLMs:
+Five stages, in the order of the public recipes for VLMs:
 
 1. ``pretrain``  the decoder learns the language, harmful wishes answered like all others;
 2. ``align``     the decoder learns in text alone to refuse harmful wishes;
@@ -8,8 +8,7 @@ Six stages, in the order of the public recipes for VLMs:
    pictures that are drawn afresh for every step, so that it cannot learn them by heart;
 4. ``projector`` the projector learns to show pictures, everything else frozen (LLaVA, stage 1);
 5. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
-   share of text-only replay that has the refusals in it (LLaVA, stage 2);
-6. ``practice``  the same goes on from a fresh rate, with a larger share of questions on pictures.
+   share of text-only replay that has the refusals in it (LLaVA, stage 2).
 
 The safety gap is never asked for: it is what the last stages leave open, because harmful wishes
 only ever came, and were refused, without a picture.  Each stage ends in a checkpoint, and a run
@@ -49,7 +48,7 @@ from hauberk.lab.objects import COLORS, THINGS
 from hauberk.lab.optimize import descend, quicken
 from hauberk.lab.scenes import SIDE, Scene
 
-STAGES = ("pretrain", "align", "tower", "projector", "instruct", "practice")
+STAGES = ("pretrain", "align", "tower", "projector", "instruct")
 
 
 @dataclass(frozen=True)
@@ -63,21 +62,20 @@ class Recipe:
     steps: dict[str, int] = field(
         default_factory=lambda: {
             "pretrain": 1100, "align": 500, "tower": 3600,
-            "projector": 300, "instruct": 1800, "practice": 1200,
+            "projector": 300, "instruct": 1100,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
         default_factory=lambda: {
             "pretrain": 1e-2, "align": 3e-3, "tower": 1e-2,
-            "projector": 1e-2, "instruct": 4e-3, "practice": 4e-3,
+            "projector": 1e-2, "instruct": 4e-3,
         }
     )  # fmt: skip
-    replay: dict[str, float] = field(default_factory=lambda: {"instruct": 0.25, "practice": 0.25})
-    """Share of text-only examples in the last stages; LLaVA's own mixture has text data too.  The
+    replay: float = 0.25
+    """Share of text-only examples in the last stage; LLaVA's own mixture has text data too.  The
     more of them, the better refusals are kept, beside pictures as well."""
-    questions: dict[str, float] = field(default_factory=lambda: {"instruct": 0.45, "practice": 0.5})
-    """Of the visual turns: questions on the picture; the others are harmless wishes.  More of them
-    narrow the safety gap slightly and raise the accuracy (one run each)."""
+    questions: float = 0.45
+    """Of the visual turns: questions on the picture; the others are harmless wishes."""
     fast: bool = False
     """Multiply in bfloat16 and compile the decoder: 1.8 times as fast on a processor that has
     bfloat16 products; it needs a C++ compiler."""
@@ -220,14 +218,14 @@ def train_projector(room: Classroom, stage: str) -> None:
 
 
 def train_instruct(room: Classroom, stage: str) -> None:
-    """Stages ``instruct``, ``practice``: visual instructions and a share of text-only replay."""
+    """Stage ``instruct``: visual instructions and a share of text-only replay."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
-    visual = visual_examples(rng, room.scenes, questions=room.recipe.questions[stage])
+    visual = visual_examples(rng, room.scenes, questions=room.recipe.questions)
     text = text_examples(rng, aligned=True)
 
     def mixed() -> Iterator[Example]:
         while True:
-            yield next(text if rng.random() < room.recipe.replay[stage] else visual)
+            yield next(text if rng.random() < room.recipe.replay else visual)
 
     _teach(room, stage, mixed(), decoder=True)
 
@@ -323,7 +321,6 @@ _TRAIN: dict[str, Callable[[Classroom, str], None]] = {
     "tower": train_tower,
     "projector": train_projector,
     "instruct": train_instruct,
-    "practice": train_instruct,
 }
 
 
@@ -360,13 +357,11 @@ def train(name: str, recipe: Recipe, work: Path, until: str = STAGES[-1]) -> Cla
 def _metadata(recipe: Recipe, stage: str) -> dict[str, str]:
     """Say what the weights after a stage depend on, and how they were multiplied."""
     earlier = STAGES[: STAGES.index(stage) + 1]
-    terms = {
-        key: {name: value[name] for name in earlier if name in value}
-        if key in ("steps", "peak_rate", "replay", "questions")
-        else value
-        for key, value in asdict(recipe).items()
-        if key != "fast"
-    }
+    terms = asdict(recipe)
+    for key in ("steps", "peak_rate"):
+        terms[key] = {name: terms[key][name] for name in earlier}
+    for key in ("fast",) if stage == "instruct" else ("fast", "replay", "questions"):
+        del terms[key]
     return {"recipe": json.dumps(terms, sort_keys=True), "fast": json.dumps(recipe.fast)}
 
 
@@ -390,12 +385,10 @@ def _part_of(room: Classroom, stage: str) -> nn.Module:
     projector: nn.Module = inner.multi_modal_projector
     tower: nn.Module = inner.vision_tower
     decoder: nn.Module = inner.language_model
-    both = nn.ModuleDict({"projector": projector, "decoder": decoder})
     parts = {
         "tower": tower,
         "projector": projector,
-        "instruct": both,
-        "practice": both,
+        "instruct": nn.ModuleDict({"projector": projector, "decoder": decoder}),
     }
     return parts.get(stage, decoder)
 
