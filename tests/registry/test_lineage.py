@@ -112,7 +112,7 @@ def test_verify_finds_what_was_changed(project, store, name, what):
 @pytest.mark.parametrize(
     ("name", "whats"),
     [
-        ("card.json", ["bytes of the model"]),
+        ("bundle/card.json", ["bytes of the model"]),
         ("evaluation/metrics.json", ["recorded metrics"]),
         ("closure.json", ["recorded closure", "closure in recorded dvc.lock"]),
         ("dvc.lock", ["recorded dvc.lock", "closure in recorded dvc.lock"]),
