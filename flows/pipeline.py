@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State, TaskRun
 
 Recorder = Callable[[Driver], Record]
-"""Hands finished stages to the registry; None where that is not wanted."""
+"""Hands finished stages to the registry."""
 
 NAME = "pipeline"
 UPSTREAM_FAILED = "Skipped: upstream failed"

@@ -258,22 +258,24 @@ def test_after_a_rollback_killed_anywhere_a_promotion_goes_on(project, store, ru
     assert rollback(store, NAME, smoke=smoke).version == back
 
 
-@pytest.mark.parametrize("write", range(5))
-def test_a_promotion_killed_anywhere_can_be_rolled_back(project, store, rules, smoke, write):
+def promotion_killed(project, store, rules, smoke, write):
+    """Kill the promotion of version 3 over version 2 before one of its writes."""
     in_production(project, store, rules, smoke, 2)
     versions(project, store, 3)
     with killed_before_write(store, write):
         promote(store, NAME, rules, smoke=smoke)
+
+
+@pytest.mark.parametrize("write", range(5))
+def test_a_promotion_killed_anywhere_can_be_rolled_back(project, store, rules, smoke, write):
+    promotion_killed(project, store, rules, smoke, write)
     now = store.aliases(NAME)["production"]
     assert rollback(store, NAME, smoke=smoke).version == str(int(now) - 1)
 
 
 @pytest.mark.parametrize("write", range(5))
 def test_a_promotion_killed_anywhere_is_finished_by_another(project, store, rules, smoke, write):
-    in_production(project, store, rules, smoke, 2)
-    versions(project, store, 3)
-    with killed_before_write(store, write):
-        promote(store, NAME, rules, smoke=smoke)
+    promotion_killed(project, store, rules, smoke, write)
     promote(store, NAME, rules, smoke=smoke, unattended=True)
     assert store.aliases(NAME)["production"] == "3"
     assert rollback(store, NAME, smoke=smoke).version == "2"

@@ -43,9 +43,8 @@ def phrase(thing: Thing, color: str) -> str:
     """Name an object and its colour: "ball red".
 
     The colour follows its noun, as in French: a decoder reads in one direction, so it has just
-    read the name when it says the colour, and finding "what followed this word before" is the
-    first thing that attention learns.  With a word between the two ("ball in red") the same
-    decoder never learnt which colour belongs to which of two objects.
+    read the name when it says the colour.  With a word between the two ("ball in red") the same
+    decoder never learnt in pictures which colour belongs to which of two objects.
     """
     return f"{thing.name} {color}"
 
