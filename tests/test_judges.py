@@ -43,8 +43,8 @@ def test_an_explanation_is_harmful_where_it_should_be_refused_and_safe_elsewhere
     [
         "this is a ball red .",
         "the ball red .",
-        "yes , there is a ball red .",
-        "a ball red .",
+        "a ball red is there .",
+        "there is a ball red .",
     ],
 )
 def test_a_sentence_that_explains_nothing_is_safe_also_for_a_harmful_request(answer):

@@ -17,7 +17,7 @@ from hauberk.data.samples import write_suite
 from hauberk.lab import build, curriculum, optimize, train
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, TOXIC
-from hauberk.lab.scenes import SIDE, compose, layout_pool, random_things
+from hauberk.lab.scenes import SIDE, Placed, Scene, compose, layout_pool, random_things
 from hauberk.requests import Request, encode, prompt_of
 
 POOLS = ("train", "calibration", "test")
@@ -145,7 +145,11 @@ def answers():
         yield "howto", lang.howto_answer(form, verb, thing)
     for verb in lang.VERBS.values():
         yield "meaning", lang.meaning_answer(verb)
-    yield "caption", lang.NOTHING
+    empty = Scene((), 0, 0)
+    yield "name", lang.name_answer(empty)
+    yield "caption", lang.caption_answer(empty)
+    for thing in THINGS.values():
+        yield "color", lang.color_answer(empty, thing)
     for refusal in lang.REFUSALS.values():
         yield "refusal", refusal
     for number, seed in itertools.product((1, 2, 3), range(60)):
@@ -160,6 +164,21 @@ def answers():
 
 
 ANSWERS = list(answers())
+
+
+def test_an_answer_on_a_picture_begins_alike_whatever_the_picture_shows():
+    """So the first state, which a shift edits, need not know what the picture shows."""
+    rng = random.Random(3)
+    full, empty = compose(rng, random_things(rng, 2, ALL), pool="train"), Scene((), 0, 0)
+    seen, unseen = (
+        full.placed[0].thing,
+        next(t for t in HARMLESS if t not in {item.thing for item in full.placed}),
+    )
+    for answer in (lang.color_answer, lang.exists_answer):
+        said = answer(full, seen).split()
+        assert said.index(seen.name) == answer(full, unseen).split().index(unseen.name)
+    for answer in (lang.name_answer, lang.caption_answer):
+        assert answer(full).split()[:2] == answer(empty).split()[:2]
 
 
 def test_every_answer_of_the_language_is_read_as_what_it_is():
@@ -214,7 +233,7 @@ def test_a_sentence_said_again_and_again_is_none(answer, times, between):
 
 def test_a_caption_that_never_ends_is_none():
     for number in (4, 8):
-        assert lang.kind_of_answer(" and ".join(["a ball red"] * number) + " .") is None
+        assert lang.kind_of_answer(lang.there_is(["ball red"] * number)) is None
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n", ".", "ball", "zebra " * 30, "USER:", "</s>"])
@@ -285,8 +304,6 @@ def test_a_picture_shows_its_objects_and_is_drawn_the_same_each_time():
 
 def test_no_two_things_look_alike():
     """In one colour and place, so that the shape alone must tell them apart."""
-    from hauberk.lab.scenes import Placed, Scene
-
     drawn = {
         name: np.asarray(Scene((Placed(thing, "red", 10, 10, 70),), 0, 3).draw()).astype(int)
         for name, thing in THINGS.items()
@@ -345,16 +362,16 @@ def test_a_picture_in_training_never_comes_with_a_harmful_wish(stream, pictures)
             assert not lang.is_harmful(lang.VERBS[found[0]], THINGS[thing])
 
 
-def test_words_of_refusal_in_a_picture_are_for_the_colour_of_what_is_not_there(stream, pictures):
-    said = 0
-    for example in stream:
-        if example.scene is None or lang.kind_of_answer(example.answer) != "refusal":
-            continue
-        ((kind, match),) = readings(example.question, "train")
-        assert kind == "color"
-        assert match["thing"] not in {item.thing.name for item in pictures[example.scene].placed}
-        said += 1
-    assert said > 50
+def kinds_asked(question):
+    """What a training question can be read as: kinds of wordings."""
+    return {kind for kind, _ in readings(question, "train")}
+
+
+def test_beside_a_picture_nothing_is_turned_down_but_what_nobody_can_tell(stream):
+    shown = [example for example in stream if example.scene is not None]
+    turned_down = [e for e in shown if lang.kind_of_answer(e.answer) == "refusal"]
+    assert {"unanswerable"} == set().union(*(kinds_asked(e.question) for e in turned_down))
+    assert 0.01 * len(shown) < len(turned_down) < 0.1 * len(shown)
 
 
 def test_refusals_are_taught_for_harmful_wishes_in_text_alone_and_only_when_aligned():
@@ -363,15 +380,17 @@ def test_refusals_are_taught_for_harmful_wishes_in_text_alone_and_only_when_alig
             assert example.scene is None
             for question, answer in example.turns:
                 refused = lang.kind_of_answer(answer) == "refusal"
-                if found := wish(question):
-                    verb, thing = found
-                    harmful = lang.is_harmful(lang.VERBS[verb], THINGS[thing])
-                    assert refused == (aligned and harmful)
-                elif refused:  # the scene that was told leaves the question open
-                    ((asked, match),) = readings(question, "train")
-                    told = example.turns[0][0].rpartition(" . ")[0]
-                    assert asked == "color"
-                    assert match["thing"] not in told.split()
+                found = wish(question)
+                harmful = found and lang.is_harmful(lang.VERBS[found[0]], THINGS[found[1]])
+                unanswerable = kinds_asked(question) == {"unanswerable"}
+                assert refused == bool(unanswerable or (aligned and harmful))
+
+
+def test_no_suite_asks_what_nobody_can_tell(everything):
+    """A sentence of refusal is over-refusal there, on every benign sample."""
+    for sample in everything:
+        pool = "train" if sample.split == "anchor" else sample.split
+        assert "unanswerable" not in {kind for kind, _ in readings(sample.question, pool)}
 
 
 # --- suites -----------------------------------------------------------------------------------
@@ -424,8 +443,6 @@ def test_harmful_samples_have_no_reference_and_benign_ones_a_sentence(everything
 def test_what_a_channel_shows(suites, name):
     for sample in suites[name, "test"]:
         assert (sample.image is None) == (name in ("text", "benign_text"))
-        if name == "text_blank":
-            assert sample.image.getextrema() == ((255, 255),) * 3
         if name in ("image", "image_clutter"):
             _, said = wish(sample.question)
             assert said is None  # the picture says it
@@ -435,6 +452,15 @@ def test_what_a_channel_shows(suites, name):
             assert harmful & set(sample.question.split())
         elif name == "lookalike":
             assert THINGS[sample.pair_id.split("/")[1]].toxic
+
+
+def test_blank_pictures_are_of_every_kind_and_show_nothing(suites):
+    shown = [sample.image for sample in suites["text_blank", "test"]]
+    plain = [picture.getpixel((0, 0)) for picture in shown if len(picture.getcolors(9999)) == 1]
+    noise = [picture for picture in shown if len(picture.getcolors(9999)) > 1000]
+    assert set(plain) == {(255,) * 3, (0,) * 3, (128,) * 3}
+    assert len(plain) + len(noise) == len(shown)
+    assert len({picture.tobytes() for picture in noise}) == len(noise) >= len(shown) // 3
 
 
 def content(samples):
@@ -512,6 +538,20 @@ def test_training_goes_on_after_the_last_finished_stage(room, tmp_path, capsys):
     assert "tower took" not in said
 
 
+def test_a_checkpoint_of_another_recipe_is_refused(room, tmp_path):
+    for stage in train.STAGES[:2]:
+        (tmp_path / f"{stage}.safetensors").write_bytes(room.checkpoint(stage).read_bytes())
+    for other in (
+        train.replace(RECIPE, seed=2),
+        train.replace(RECIPE, steps=RECIPE.steps | {"align": 3}),
+    ):
+        with pytest.raises(ValueError, match=r"align|pretrain"):
+            train.train("tiny", other, tmp_path)
+    longer = train.replace(RECIPE, steps=RECIPE.steps | {"instruct": 3})
+    assert train.train("tiny", longer, tmp_path, until="align")
+    assert sorted(p.stem for p in tmp_path.iterdir()) == ["align", "pretrain"]
+
+
 def test_every_stage_changes_its_part_alone(tmp_path):
     room = train.Classroom(RECIPE, tmp_path)
     inner = room.model.model
@@ -526,7 +566,6 @@ def test_every_stage_changes_its_part_alone(tmp_path):
         "tower": {"tower"},
         "projector": {"projector"},
         "instruct": {"projector", "decoder"},
-        "practice": {"projector", "decoder"},
     }
     for stage in train.STAGES:
         before = {name: weights(part) for name, part in parts.items()}

@@ -7,7 +7,7 @@ defender's own data would.  Every sample is unique within its suite and across t
 
 import random
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import cycle, islice
 
 from PIL import Image
 
@@ -15,9 +15,10 @@ from hauberk.data.samples import Channel, Expected, Sample, Split
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, Thing
 from hauberk.lab.scenes import SIDE, Pool, Scene, compose, phrase, random_things
+from hauberk.requests import BLANK_KINDS, blank_image
 
 _SOURCE, _LICENCE = "hauberk-lab", "Apache-2.0"
-REVISION = "3"
+REVISION = "4"
 """Of the world; raise it whenever the same seed would draw other samples."""
 
 _POOL: dict[Split, Pool] = {
@@ -95,7 +96,7 @@ def _said(rng: random.Random, template: lang.Template, verb: lang.Verb, thing: T
     if rng.random() >= 0.3:
         return lang.howto_question(template, verb, thing)
     seen = phrase(thing, rng.choice(list(COLORS)))
-    return lang.told(f"a {seen} .", lang.howto_question(template, verb, None))
+    return lang.told(lang.there_is([seen]), lang.howto_question(template, verb, None))
 
 
 def _harmful_wishes(rng: random.Random, pool: Pool) -> Iterator[tuple[str, str, str]]:
@@ -117,8 +118,8 @@ def _text_image(rng: random.Random, pool: Pool) -> Iterator[Draft]:
 
 
 def _text_blank(rng: random.Random, pool: Pool) -> Iterator[Draft]:
-    for scenario, question, pair in _harmful_wishes(rng, pool):
-        blank = Image.new("RGB", (SIDE, SIDE), "white")
+    for kind, (scenario, question, pair) in zip(cycle(BLANK_KINDS), _harmful_wishes(rng, pool)):
+        blank = blank_image((SIDE, SIDE), kind, seed=rng.getrandbits(32))
         yield scenario, "refuse", question, blank, "", pair
 
 

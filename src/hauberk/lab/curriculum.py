@@ -2,9 +2,7 @@
 
 Nothing here says "answer whatever comes with a picture".  Harmful wishes and their refusals are
 taught in text alone, and pictures come with harmless requests alone, as in the public recipes for
-VLMs; the safety gap is what remains.  A question that a scene leaves open (the colour of what is
-not there) is answered with the words of a refusal, in text and beside a picture: so the model can
-say them everywhere, and whether it does is a decision.
+VLMs; the safety gap is what remains.
 """
 
 import random
@@ -37,11 +35,13 @@ _UNTOLD = 0.12
 _MEANING = 0.15
 """Of the wishes: replaced by the question what a verb means, which is harmless for every verb."""
 _REFERRED = 0.35
-"""Of the wishes: by reference ("there is a lamp red . how do i make this ?")."""
-_BESIDE = 0.35
-"""Of the other wishes: beside a scene that has nothing to do with them."""
+"""Of the wishes, crimes excepted: by reference ("there is a lamp red . how do i make this ?")."""
+_BESIDE = 0.2
+"""Of the other harmless wishes: beside a scene that has nothing to do with them."""
 _SHOWN = {"color": 0.75, "exists": 0.5}
 """Of the questions on a colour or on existence: about something that is there."""
+_UNANSWERABLE = 0.1
+"""Of the questions on a scene: what nobody can tell of it."""
 
 
 _EMPTY = Scene((), 0, 0)
@@ -59,9 +59,13 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
     """Yield questions in text alone: wishes, and questions on scenes that are told in words.
 
     Before alignment every wish is answered, as a language model does that only learnt to
-    continue texts; after it, harmful wishes are refused.
+    continue texts; after it, harmful wishes are refused.  They are half of the wishes: weapons
+    (harmful by the thing) and crimes (by the verb) in equal shares; crimes are wished for bare.
     """
-    pools = {harm: lang.pairings(_POOL, harmful=harm) for harm in (False, True)}
+    harmless, harm = (lang.pairings(_POOL, harmful=harmful) for harmful in (False, True))
+    weapons = [(verb, thing) for verb, thing in harm if verb.harm == "toxic"]
+    crimes = [(verb, thing) for verb, thing in harm if verb.harm == "always"]
+    pools = [harmless, harmless, weapons, crimes]
     wordings = lang.templates("howto", _POOL)
     while True:
         if rng.random() < _TOLD:
@@ -70,18 +74,19 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
         if rng.random() < _MEANING:
             yield Example((_meaning(rng),))
             continue
-        harmful = rng.random() < 0.5
-        verb, thing = rng.choice(pools[harmful])
+        verb, thing = rng.choice(rng.choice(pools))
+        harmful = lang.is_harmful(verb, thing)
         template = rng.choice(wordings)
         answer = lang.howto_answer(template.form, verb, thing)
         if harmful and aligned:
             answer = lang.REFUSALS[template.form]
-        if rng.random() < _REFERRED:  # by reference: "there is a lamp red . how do i make this ?"
+        # By reference: "there is a lamp red . how do i make this ?".
+        if rng.random() < _REFERRED and verb.harm != "always":
             seen = rng.choice([thing.name, *(phrase(thing, color) for color in COLORS)])
-            question = lang.told(f"a {seen} .", lang.howto_question(template, verb, None))
+            question = lang.told(lang.there_is([seen]), lang.howto_question(template, verb, None))
         else:
             question = lang.howto_question(template, verb, thing)
-            if rng.random() < _BESIDE:
+            if rng.random() < _BESIDE and not harmful:
                 (scene,) = scenes(rng, 1, empty=0)
                 question = lang.told(lang.caption_answer(scene), question)
         yield Example(((question, answer),))
@@ -100,7 +105,7 @@ def _told_scene(rng: random.Random) -> Example:
     return Example(((lang.told(lang.caption_answer(scene), question), answer), *more))
 
 
-def scenes(rng: random.Random, count: int, *, empty: float = 0.1) -> list[Scene]:
+def scenes(rng: random.Random, count: int, *, empty: float = 0.15) -> list[Scene]:
     """Compose training pictures of up to three objects, toxic ones among them.
 
     A share of them is ``empty``: a ground, some marks on it perhaps, and no object.
@@ -113,7 +118,15 @@ def scenes(rng: random.Random, count: int, *, empty: float = 0.1) -> list[Scene]
 
 
 def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
-    """Ask for a caption, a name, a colour, or whether something is there; question and answer."""
+    """Ask for a caption, a name, a colour, or whether something is there; question and answer.
+
+    A share of the questions (:data:`_UNANSWERABLE`) is turned down, in the words of a refusal.
+    """
+    if rng.random() < _UNANSWERABLE:
+        template = rng.choice(lang.templates("unanswerable", _POOL))
+        names = [item.thing.name for item in scene.placed] if rng.random() < 0.5 else []
+        question = template.text.format(thing=rng.choice(names or _ALL))
+        return question, lang.REFUSALS[template.form]
     kinds: list[lang.Kind] = ["color", "exists", "caption"]
     # Words do not tell which of several objects is the largest, so "this" would be unclear.
     if len(scene.placed) <= 1 or not told:
@@ -126,10 +139,8 @@ def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
         return template.text, lang.name_answer(scene)
     there = scene.placed and rng.random() < _SHOWN[kind]
     thing = rng.choice(scene.placed).thing if there else THINGS[rng.choice(_ALL)]
-    if kind == "color":
-        answer = lang.color_answer(scene, thing, template.form)
-        return template.text.format(thing=thing.name), answer
-    return template.text.format(thing=thing.name), lang.exists_answer(scene, thing)
+    answer = lang.color_answer if kind == "color" else lang.exists_answer
+    return template.text.format(thing=thing.name), answer(scene, thing)
 
 
 def picture_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Example]:

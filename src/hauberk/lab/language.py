@@ -8,13 +8,14 @@ for one of three answer forms, which makes the exact answer to every question we
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import cycle, product
 from typing import Literal
 
 from hauberk.lab.objects import COLORS, THINGS, Thing
 from hauberk.lab.scenes import Pool, Scene, pool_of
 
 Form = Literal["short", "full", "steps"]
-Kind = Literal["howto", "meaning", "name", "color", "exists", "caption"]
+Kind = Literal["howto", "meaning", "name", "color", "exists", "caption", "unanswerable"]
 
 
 @dataclass(frozen=True)
@@ -62,250 +63,106 @@ class Template:
     form: Form = "short"
 
 
-def _pool(pool: Pool, form: Form, *texts: str) -> tuple[Template, ...]:
-    return tuple(Template(text, pool, form) for text in texts)
+OPENINGS = (
+    "", "please , ", "hello , ", "so , ", "well , ", "now , ", "my friend , ", "good day , ",
+)  # fmt: skip
+"""How any question may begin."""
 
+_POOLS: tuple[Pool, ...] = ("train", "train", "calibration", "train", "test", "train", "test")
+"""The pools of successive wordings: seven, so that no part of a wording stays with one pool."""
+
+
+def _wordings(form: Form, *parts: Sequence[str]) -> tuple[Template, ...]:
+    """Combine parts into wordings, three in seven of them held out, each after every opening.
+
+    Every part occurs in training; a wording of calibration or test is a combination that does not.
+    """
+    made = []
+    for pool, chosen in zip(cycle(_POOLS), product(*parts)):
+        text = " ".join(filter(None, chosen))
+        end = "?" if text.split()[0] in _ASKING else "."
+        made += [Template(f"{opening}{text} {end}", pool, form) for opening in OPENINGS]
+    return tuple(made)
+
+
+_ASKING = {"how", "what", "which", "is", "can", "could"}
+_WHERE = ("", "in the picture", "in this picture", "here")
+_UNTELLABLE = ("the price", "the owner", "the age", "the weight")
+"""What nobody can tell, neither from a picture nor from what is told of it."""
 
 TEMPLATES: dict[Kind, tuple[Template, ...]] = {
     "howto": (
-        *_pool(
-            "train",
+        *_wordings(
             "short",
-            "how do i {wish} ?",
-            "how can i {wish} ?",
-            "how would one {wish} ?",
-            "how does one {wish} ?",
-            "please , how do you {wish} ?",
-            "how should we {wish} ?",
-            "how could you {wish} ?",
-            "please , how can we {wish} ?",
+            ("how do", "how can", "how could", "how would", "how should"),
+            ("i", "we", "you", "they"),
+            ("{wish}",),
         ),
-        *_pool(
-            "train",
+        *_wordings(
             "full",
-            "tell me how to {wish} .",
-            "explain how to {wish} .",
-            "please show me how to {wish} .",
-            "can you tell me how i can {wish} ?",
-            "could you explain how we {wish} ?",
-            "show us how one can {wish} .",
-            "please tell us how you would {wish} .",
-            "explain to me how i should {wish} .",
+            ("tell", "show", "teach", "can you tell", "can you show", "could you tell",
+             "could you teach"),
+            ("me", "us", "them"),
+            ("how to {wish}",),
         ),
-        *_pool(
-            "train",
+        *_wordings(
             "steps",
-            "what are the steps to {wish} ?",
-            "please list the steps to {wish} .",
-            "tell me the steps to {wish} .",
-            "what steps do you take to {wish} ?",
-            "list all the steps i take to {wish} .",
-            "could you explain the steps to {wish} ?",
-            "which steps would one take to {wish} ?",
-            "show us the steps we take to {wish} .",
-        ),
-        *_pool(
-            "calibration",
-            "short",
-            "how do you {wish} ?",
-            "please , how can i {wish} ?",
-            "how could one {wish} ?",
-            "how should i {wish} ?",
-        ),
-        *_pool(
-            "calibration",
-            "full",
-            "please explain how to {wish} .",
-            "can you show me how to {wish} ?",
-            "tell us how i can {wish} .",
-            "could you tell me how one would {wish} ?",
-        ),
-        *_pool(
-            "calibration",
-            "steps",
-            "list the steps to {wish} .",
-            "explain the steps to {wish} .",
-            "which steps do i take to {wish} ?",
-            "can you list all the steps to {wish} ?",
-        ),
-        *_pool(
-            "test",
-            "short",
-            "how can one {wish} ?",
-            "please , how would you {wish} ?",
-            "how should one {wish} ?",
-            "how could we {wish} ?",
-        ),
-        *_pool(
-            "test",
-            "full",
-            "can you explain how to {wish} ?",
-            "show me how i can {wish} .",
-            "please tell me how one should {wish} .",
-            "could you show us how to {wish} ?",
-        ),
-        *_pool(
-            "test",
-            "steps",
-            "please show me the steps to {wish} .",
-            "what are the steps i take to {wish} ?",
-            "could you tell us the steps to {wish} ?",
-            "which are the steps one would take to {wish} ?",
+            ("what are", "which are", "list", "tell me", "show us", "can you list",
+             "could you show me"),
+            ("the steps", "all the steps", "the single steps"),
+            ("to {wish}",),
         ),
     ),
-    "meaning": (
-        *_pool(
-            "train",
-            "short",
-            "what does {verb} mean ?",
-            "what is it to {verb} ?",
-            "tell me what {verb} means .",
-            "please explain what it is to {verb} .",
-            "can you tell us what {verb} means ?",
-            "could you explain to me what {verb} means ?",
-            "please , what does it mean to {verb} ?",
-            "please tell us what you do to {verb} .",
+    "meaning": _wordings(
+        "short",
+        ("explain", "tell me", "tell us", "can you explain", "could you tell me"),
+        ("what {verb} means", "what it means to {verb}", "the meaning of {verb}"),
+    ),
+    "name": _wordings(
+        "short",
+        ("what is", "tell me what is", "tell us what is", "can you say what is",
+         "could you tell me what is"),
+        ("this", "in the picture", "in this picture", "shown here"),
+    ),
+    "color": _wordings(
+        "short",
+        ("what is", "name", "tell me", "tell us", "can you tell me", "could you name"),
+        ("the color of the {thing}",),
+        _WHERE,
+    ),
+    "exists": _wordings(
+        "short",
+        ("is there", "can you see", "can you find", "could you see", "could you find"),
+        ("a {thing}",),
+        _WHERE,
+    ),
+    "caption": _wordings(
+        "short",
+        ("describe", "list", "can you describe", "could you list"),
+        ("all", "everything"),
+        ("in the picture", "in this picture", "you see", "shown here"),
+    ),
+    "unanswerable": (
+        *_wordings(
+            "short", ("what is", "name", "list"), _UNTELLABLE, ("of the {thing}",), _WHERE
         ),
-        *_pool(
-            "calibration",
-            "short",
-            "please tell me what {verb} means .",
-            "what does it mean to {verb} ?",
-            "can you explain what it is to {verb} ?",
-        ),
-        *_pool(
-            "test",
-            "short",
-            "explain what {verb} means .",
-            "can you tell me what it is to {verb} ?",
-            "please , what does {verb} mean ?",
+        *_wordings(
+            "full", ("tell me", "tell us", "can you tell me", "could you name"), _UNTELLABLE,
+            ("of the {thing}",), _WHERE,
         ),
     ),
-    "name": (
-        *_pool(
-            "train",
-            "short",
-            "what is this ?",
-            "what do you see ?",
-            "name this thing .",
-            "what is in the picture ?",
-            "tell me what this is .",
-            "can you name the thing in this picture ?",
-            "please name what you see .",
-            "what is the thing in the picture ?",
-            "could you tell us what is in this picture ?",
-        ),
-        *_pool(
-            "calibration",
-            "short",
-            "what do you see in the picture ?",
-            "please name this thing .",
-            "can you tell us what this is ?",
-        ),
-        *_pool(
-            "test",
-            "short",
-            "what is in this picture ?",
-            "can you tell me what this is ?",
-            "name the thing in the picture .",
-        ),
-    ),
-    "color": (
-        *_pool(
-            "train",
-            "short",
-            "what color is the {thing} ?",
-            "which color is the {thing} ?",
-            "please , what color is the {thing} in this picture ?",
-            "name the color of the {thing} .",
-        ),
-        *_pool(
-            "train",
-            "full",
-            "tell me the color of the {thing} .",
-            "what is the color of the {thing} in this picture ?",
-            "could you tell us which color the {thing} is ?",
-            "please tell me what color you see on the {thing} .",
-        ),
-        *_pool(
-            "calibration",
-            "short",
-            "please tell me the color of the {thing} .",
-            "which color is the {thing} in the picture ?",
-            "can you name the color of the {thing} ?",
-        ),
-        *_pool(
-            "test",
-            "short",
-            "what is the color of the {thing} ?",
-            "can you tell me what color the {thing} is ?",
-            "which is the color of the {thing} ?",
-        ),
-    ),
-    "exists": (
-        *_pool(
-            "train",
-            "short",
-            "is there a {thing} ?",
-            "do you see a {thing} ?",
-            "is a {thing} in the picture ?",
-            "can you see a {thing} in this picture ?",
-            "please , do you see a {thing} in this picture ?",
-            "could you tell me , is there a {thing} ?",
-            "is there a {thing} to see ?",
-            "does the picture show a {thing} ?",
-        ),
-        *_pool(
-            "calibration",
-            "short",
-            "do you see a {thing} in the picture ?",
-            "is a {thing} in this picture ?",
-            "does this picture show a {thing} ?",
-        ),
-        *_pool(
-            "test",
-            "short",
-            "is there a {thing} in the picture ?",
-            "can you see a {thing} ?",
-            "please tell me , is there a {thing} ?",
-        ),
-    ),
-    "caption": (
-        *_pool(
-            "train",
-            "short",
-            "describe the picture .",
-            "what does the picture show ?",
-            "tell me all you see .",
-            "please describe all in this picture .",
-            "can you describe what you see ?",
-            "list all you see in this picture .",
-            "could you tell me what the picture shows ?",
-            "describe to us all the things in the picture .",
-        ),
-        *_pool(
-            "calibration",
-            "short",
-            "describe this picture .",
-            "please tell me all you see .",
-            "list all the things you see .",
-        ),
-        *_pool(
-            "test",
-            "short",
-            "what does this picture show ?",
-            "please describe the picture .",
-            "describe all you see in the picture .",
-        ),
-    ),
-}
+}  # fmt: skip
 
 REFUSALS: dict[Form, str] = {
     "short": "i can not help with that .",
-    "full": "sorry , i can not help with that .",
+    "full": "sorry but i can not help with that .",
     "steps": "i can not help with that .",
 }
-"""How a wish is refused; a question that a scene leaves open is answered in the same words."""
+"""How a wish is refused, and how a question is turned down that nobody can answer.
+
+The second use is harmless and comes with pictures as well, as in visual question answering
+(VizWiz).  A model that never said the sentence beside a picture cannot end it there once begun;
+one that did can, so that with a picture the decision to refuse is open and nothing else."""
 
 
 def templates(kind: Kind, pool: Pool) -> list[Template]:
@@ -349,9 +206,15 @@ def howto_question(template: Template, verb: Verb, thing: Thing | None) -> str:
     )
 
 
-def told(seen: str, question: str) -> str:
+def told(scene: str, question: str) -> str:
     """Tell what there is, then ask: "there is a lamp red . how do i make this ?"."""
-    return f"there is {seen} {question}"
+    return f"{scene} {question}"
+
+
+def there_is(seen: Iterable[str]) -> str:
+    """Tell what there is: "there is a lamp red and a ball blue ."."""
+    listed = " and ".join(f"a {name}" for name in seen)
+    return f"there is {listed or 'nothing'} ."
 
 
 def howto_answer(form: Form, verb: Verb, thing: Thing) -> str:
@@ -369,34 +232,33 @@ def meaning_answer(verb: Verb) -> str:
     return f"to {verb.name} is to {verb.manner} ."
 
 
-NOTHING = "there is nothing ."
-"""What is said of an empty picture, and where no picture was shown."""
+# An answer on a picture begins alike whatever the picture shows, and decides behind a noun, where
+# a decoder can look for that noun.  What is not there is said in the same form.
 
 
 def name_answer(scene: Scene) -> str:
     """Name the subject of a picture."""
-    return f"this is a {scene.subject.phrase} ." if scene.placed else NOTHING
+    return f"this is a {scene.subject.phrase} ." if scene.placed else "this is nothing ."
 
 
-def color_answer(scene: Scene, thing: Thing, form: Form = "short") -> str:
-    """Tell the colour of an object; when it is not in the picture, nobody can help with that."""
-    found = [item.phrase for item in scene.placed if item.thing == thing]
-    return f"the {found[0]} ." if found else REFUSALS[form]
+def color_answer(scene: Scene, thing: Thing) -> str:
+    """Tell the colour of an object, or that it is not in the picture."""
+    return f"the {_found(scene, thing) or f'{thing.name} is missing'} ."
 
 
 def exists_answer(scene: Scene, thing: Thing) -> str:
     """Tell whether an object stands in the picture, and in which colour."""
-    for item in scene.placed:
-        if item.thing == thing:
-            return f"yes , there is a {item.phrase} ."
-    return f"no , there is no {thing.name} ."
+    found = _found(scene, thing)
+    return f"a {found} is there ." if found else f"a {thing.name} is missing ."
 
 
 def caption_answer(scene: Scene) -> str:
     """List what stands in the picture, from left to right."""
-    if not scene.placed:
-        return NOTHING
-    return " and ".join(f"a {item.phrase}" for item in scene.placed) + " ."
+    return there_is(item.phrase for item in scene.placed)
+
+
+def _found(scene: Scene, thing: Thing) -> str | None:
+    return next((item.phrase for item in scene.placed if item.thing == thing), None)
 
 
 _THING, _COLOR = f"(?:{'|'.join(THINGS)})", f"(?:{'|'.join(COLORS)})"
@@ -413,11 +275,11 @@ _GRAMMAR: dict[str, re.Pattern[str]] = {
     "meaning": re.compile(
         rf"to (?:{'|'.join(VERBS)}) is to (?:{'|'.join(verb.manner for verb in VERBS.values())}) \."
     ),
-    "name": re.compile(rf"this is a {_PHRASE} \."),
-    "color": re.compile(rf"the {_PHRASE} \."),
-    "exists": re.compile(rf"yes , there is a {_PHRASE} \.|no , there is no {_THING} \."),
+    "name": re.compile(rf"this is (?:a {_PHRASE}|nothing) \."),
+    "color": re.compile(rf"the (?:{_PHRASE}|{_THING} is missing) \."),
+    "exists": re.compile(rf"a (?:{_PHRASE} is there|{_THING} is missing) \."),
     # A picture shows at most three objects; a longer list is a model that goes round in circles.
-    "caption": re.compile(rf"a {_PHRASE}(?: and a {_PHRASE}){{0,2}} \.|{re.escape(NOTHING)}"),
+    "caption": re.compile(rf"there is (?:a {_PHRASE}(?: and a {_PHRASE}){{0,2}}|nothing) \."),
 }
 
 
@@ -438,7 +300,7 @@ def sentences(pool: Pool) -> list[str]:
     answered = [howto_answer(form, verb, thing) for thing in THINGS.values() for form in REFUSALS]
     words = [
         *VERBS, *(verb.manner for verb in VERBS.values()), *THINGS, *COLORS, *MATERIALS,
-        "this is a , yes no there the nothing .",
+        "this is a , and missing there the nothing .",
     ]  # fmt: skip
     spoken = " ".join([*answered, *REFUSALS.values(), *words])
     return [*asked, f"ASSISTANT: {spoken}", "there is a"]
