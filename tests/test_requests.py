@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hauberk.blank import BLANK_KINDS, blank_image
 from hauberk.requests import (
-    BLANK_KINDS,
     Request,
-    blank_image,
     blank_twin,
     encode,
     mean_color,

@@ -8,6 +8,7 @@ import torch
 
 from hauberk.analysis.twins import TwinStates, last_states
 from hauberk.anatomy import anatomy_of
+from hauberk.blank import BLANK_KINDS
 from hauberk.defenses import Undefended
 from hauberk.defenses.shift import (
     Shift,
@@ -17,7 +18,7 @@ from hauberk.defenses.shift import (
     sample_shifts,
 )
 from hauberk.errors import LayerOutOfRange, UnsupportedRequest
-from hauberk.requests import BLANK_KINDS, blank_twin, encode, respond, text_twin
+from hauberk.requests import blank_twin, encode, respond, text_twin
 
 EVERY = [
     ShiftSetting(level=level, compose=compose, position=position, steps=steps)

@@ -3,18 +3,16 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from hauberk.blank import BlankKind, blank_image
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-
-BlankKind = Literal["white", "black", "mean", "uniform", "gaussian"]
-BLANK_KINDS: tuple[BlankKind, ...] = ("white", "black", "mean", "uniform", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -75,35 +73,6 @@ def blank_twin(
         for image in request.images
     )
     return replace(request, images=blanks)
-
-
-def blank_image(
-    size: tuple[int, int],
-    kind: BlankKind = "white",
-    *,
-    mean: tuple[int, int, int] = (128, 128, 128),
-    seed: int = 0,
-) -> Image.Image:
-    """Make an RGB image that means nothing (CMRM section 3; its authors name blank and noise).
-
-    Parameters
-    ----------
-    size : (width, height) in pixels
-    kind : white, black, ``mean`` (the processor's mean colour, zeros after normalisation),
-        ``uniform`` noise on 0..255, or ``gaussian`` noise about 127.5 with a deviation of 64.
-    """
-    width, height = size
-    if kind in ("white", "black", "mean"):
-        color = {"white": (255, 255, 255), "black": (0, 0, 0), "mean": mean}[kind]
-        return Image.new("RGB", size, color)
-    generator = np.random.default_rng(seed)
-    if kind == "uniform":
-        noise = generator.integers(0, 256, (height, width, 3))
-    elif kind == "gaussian":
-        noise = generator.normal(127.5, 64.0, (height, width, 3)).round().clip(0, 255)
-    else:
-        raise ValueError(f"blank image {kind!r} is not one of {', '.join(BLANK_KINDS)}.")
-    return Image.fromarray(noise.astype(np.uint8), "RGB")
 
 
 def mean_color(processor: ProcessorMixin) -> tuple[int, int, int]:

@@ -22,9 +22,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from hauberk.anatomy import anatomy_of
+from hauberk.blank import BlankKind, blank_image
 from hauberk.errors import UnsupportedRequest
 from hauberk.hooks import recording
-from hauberk.requests import BlankKind, Request, blank_image, encode, mean_color, prompt_of
+from hauberk.requests import Request, encode, mean_color, prompt_of
 
 _PROBE = "how do i open it ?"
 _KEPT_PREFIXES = 8

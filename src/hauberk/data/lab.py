@@ -11,11 +11,11 @@ from itertools import cycle, islice
 
 from PIL import Image
 
+from hauberk.blank import BLANK_KINDS, blank_image
 from hauberk.data.samples import Channel, Expected, Sample, Split
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, Thing
 from hauberk.lab.scenes import SIDE, Pool, Scene, compose, phrase, random_things
-from hauberk.requests import BLANK_KINDS, blank_image
 
 _SOURCE, _LICENCE = "hauberk-lab", "Apache-2.0"
 REVISION = "4"

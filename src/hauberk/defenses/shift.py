@@ -34,10 +34,11 @@ from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from hauberk.analysis.twins import TwinStates
 from hauberk.anatomy import Anatomy, anatomy_of
+from hauberk.blank import BlankKind
 from hauberk.bundle import Binding, Card, write_bundle
 from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.hooks import Edit, editing
-from hauberk.requests import BlankKind, Request, encode
+from hauberk.requests import Request, encode
 
 Level = Literal["dataset", "sample"]
 Compose = Literal["naive", "incremental", "single"]
