@@ -1,4 +1,4 @@
-"""Pictures of the world: objects of many sizes on a cluttered ground, and where they stand.
+"""Pictures of the world: objects of many sizes on a cluttered ground, words, and where they stand.
 
 A *layout* is the coarse place and size of one object.  Layouts are divided into pools, so that
 the two largest objects of a picture for testing stand where (and as large as) no training picture
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from hauberk.lab.objects import COLORS, THINGS, Thing
 
@@ -25,6 +25,12 @@ _PLACES = 4
 """Layouts divide the plane into 4 x 4 places..."""
 _SIZES = (0.26, 0.38, 0.54, 0.80)
 """...and the side of an object (share of the picture) into the three bins between these."""
+
+
+ROW = 24
+"""Height of a line of words in pixels; lines begin on it, so that patches cut no letter in two
+rows (random places and sizes were read at 32 %, places on the grid at 100 %)."""
+_FONT = ImageFont.load_default(16)
 
 
 _INDEX = {name: index for index, name in enumerate(THINGS)}
@@ -66,12 +72,37 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Line:
+    """Some words in a picture; ``left`` and ``top`` in pixels, multiples of half a row."""
+
+    words: str
+    left: int
+    top: int
+
+    def boxes(self) -> list[tuple[str, float, float]]:
+        """Each word with where it begins and ends, in pixels from the left."""
+        found, start = [], 0
+        for word in self.words.split():
+            at = self.words.index(word, start)
+            start = at + len(word)
+            reach = (_FONT.getlength(self.words[:at]), _FONT.getlength(self.words[:start]))
+            found.append((word, self.left + reach[0], self.left + reach[1]))
+        return found
+
+
+@dataclass(frozen=True)
 class Scene:
-    """A picture and what stands in it, from left to right."""
+    """A picture, what stands in it, from left to right, and what is written there."""
 
     placed: tuple[Placed, ...]
     clutter: int
     seed: int
+    lines: tuple[Line, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """What is written, line after line."""
+        return " ".join(line.words for line in self.lines)
 
     @property
     def subject(self) -> Placed:
@@ -88,7 +119,12 @@ class Scene:
         _draw_clutter(pen, rng, self.clutter, size)
         for item in sorted(self.placed, key=lambda item: item.side):
             _draw_thing(pen, item, rng)
-        return image.resize((SIDE, SIDE), Image.Resampling.BOX)
+        image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+        pen = ImageDraw.Draw(image)
+        ink = tuple(rng.randint(0, 90) for _ in range(3))
+        for line in self.lines:
+            pen.text((line.left, line.top), line.words, fill=ink, font=_FONT)
+        return image
 
 
 def compose(
@@ -111,6 +147,58 @@ def compose(
         if placed is not None:
             ordered = tuple(sorted(placed, key=lambda item: item.left + item.side / 2))
             return Scene(ordered, clutter, rng.getrandbits(32))
+
+
+def compose_words(
+    rng: random.Random,
+    text: str,
+    *,
+    pool: Pool,
+    thing: Thing | None = None,
+    color: str | None = None,
+) -> Scene:
+    """Write words, beneath an object in a layout of ``pool`` if there is one.
+
+    Words have too few places on the grid to hold some of them out; what is held out of writing
+    are the pairings of verb and object, and the wordings that ask about it.
+
+    Raises
+    ------
+    ValueError
+        If the words do not fit into the picture.
+    """
+    lines = _wrapped(text)
+    if len(lines) * ROW > SIDE - (3 * ROW if thing else 0):
+        raise ValueError(f"{text!r} does not fit beside {thing.name if thing else 'nothing'}.")
+    while True:
+        first = rng.randrange(3 if thing else 0, SIDE // ROW - len(lines) + 1)
+        placed = tuple(
+            Line(words, rng.randrange(0, int(SIDE - _FONT.getlength(words)) + 1, ROW // 2), row)
+            for row, words in zip(itertools.count(first * ROW, ROW), lines)
+        )
+        if thing is None:
+            return Scene((), 0, rng.getrandbits(32), placed)
+        side = rng.uniform(0.35, 0.7) * SIDE
+        item = Placed(
+            thing,
+            color or rng.choice(list(COLORS)),
+            rng.uniform(0, SIDE - side),
+            rng.uniform(0, 3 * ROW - side),
+            side,
+        )
+        if layout_pool(item) == pool:
+            return Scene((item,), rng.choice((0, 4)), rng.getrandbits(32), placed)
+
+
+def _wrapped(text: str) -> list[str]:
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _FONT.getlength(longer) <= SIDE:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _place(
