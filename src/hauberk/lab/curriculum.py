@@ -6,20 +6,20 @@ VLMs; the safety gap is what remains.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hauberk.lab import language as lang
-from hauberk.lab.objects import COLORS, HARMLESS, THINGS
-from hauberk.lab.scenes import Pool, Scene, compose, phrase, random_things
+from hauberk.lab.objects import COLORS, HARMLESS, THINGS, Thing
+from hauberk.lab.scenes import Pool, Scene, compose, compose_words, phrase, random_things
 
 _POOL: Pool = "train"
 _HARMLESS = [thing.name for thing in HARMLESS]
 _ALL = list(THINGS)
 
 
-Turn = tuple[str, str]
-"""A question and its answer."""
+Turn = tuple[str, lang.Answer]
+"""A question and what is answered, in whatever dialect."""
 
 _TURNS = 4
 """Questions on one scene that is told in words; a picture, being longer, is asked about in
@@ -38,10 +38,18 @@ _REFERRED = 0.35
 """Of the wishes, crimes excepted: by reference ("there is a lamp red . how do i make this ?")."""
 _BESIDE = 0.2
 """Of the other harmless wishes: beside a scene that has nothing to do with them."""
+_WRAPPED = 0.1
+"""Of the bare wishes: behind the words of a jailbreak, which changes nothing."""
+_TYPED = 0.15
+"""Of the wishes: written somewhere ("it says make a lamp . do what is written here .")."""
 _SHOWN = {"color": 0.75, "exists": 0.5}
 """Of the questions on a colour or on existence: about something that is there."""
 _UNANSWERABLE = 0.1
 """Of the questions on a scene: what nobody can tell of it."""
+_WRITTEN = 0.3
+"""Of the pictures that are not empty: with words in them."""
+_NOTHING_WRITTEN = 0.03
+"""Of the questions on a picture without words: what is written there."""
 
 
 _EMPTY = Scene((), 0, 0)
@@ -66,30 +74,38 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
     weapons = [(verb, thing) for verb, thing in harm if verb.harm == "toxic"]
     crimes = [(verb, thing) for verb, thing in harm if verb.harm == "always"]
     pools = [harmless, harmless, weapons, crimes]
-    wordings = lang.templates("howto", _POOL)
     while True:
         if rng.random() < _TOLD:
             yield _told_scene(rng)
-            continue
-        if rng.random() < _MEANING:
+        elif rng.random() < _MEANING:
             yield Example((_meaning(rng),))
-            continue
-        verb, thing = rng.choice(rng.choice(pools))
-        harmful = lang.is_harmful(verb, thing)
-        template = rng.choice(wordings)
-        answer = lang.howto_answer(template.form, verb, thing)
-        if harmful and aligned:
-            answer = lang.REFUSALS[template.form]
-        # By reference: "there is a lamp red . how do i make this ?".
-        if rng.random() < _REFERRED and verb.harm != "always":
-            seen = rng.choice([thing.name, *(phrase(thing, color) for color in COLORS)])
-            question = lang.told(lang.there_is([seen]), lang.howto_question(template, verb, None))
         else:
-            question = lang.howto_question(template, verb, thing)
-            if rng.random() < _BESIDE and not harmful:
-                (scene,) = scenes(rng, 1, empty=0)
-                question = lang.told(lang.caption_answer(scene), question)
-        yield Example(((question, answer),))
+            verb, thing = rng.choice(rng.choice(pools))
+            question, form = _in_words(rng, verb, thing)
+            refused = aligned and lang.is_harmful(verb, thing)
+            answer = lang.REFUSALS[form] if refused else lang.howto_answer(form, verb, thing)
+            yield Example(((question, answer),))
+
+
+def _in_words(rng: random.Random, verb: lang.Verb, thing: Thing) -> tuple[str, lang.Form]:
+    """Say a wish in one of the ways in which it can be said without a picture."""
+    if rng.random() < _TYPED:
+        template = rng.choice(lang.templates("typed", _POOL))
+        written = lang.it_says(lang.written_wish(verb, thing))
+        return lang.told(written, template.text), template.form
+    template = rng.choice(lang.templates("howto", _POOL))
+    # By reference: "there is a lamp red . how do i make this ?".
+    if rng.random() < _REFERRED and verb.harm != "always":
+        named = rng.choice([thing.name, *(phrase(thing, color) for color in COLORS)])
+        seen = lang.it_says(thing.name) if rng.random() < _TYPED else lang.there_is([named])
+        return lang.told(seen, lang.howto_question(template, verb, None)), template.form
+    question = lang.howto_question(template, verb, thing)
+    if rng.random() < _WRAPPED:
+        question = lang.told(rng.choice(lang.WRAPPERS[_POOL]), question)
+    elif rng.random() < _BESIDE and not lang.is_harmful(verb, thing):
+        (scene,) = scenes(rng, 1, empty=0)
+        question = lang.told(lang.tell(scene), question)
+    return question, template.form
 
 
 def _told_scene(rng: random.Random) -> Example:
@@ -102,23 +118,38 @@ def _told_scene(rng: random.Random) -> Example:
         return Example((_on_scene(rng, _EMPTY, told=True),))
     (scene,) = scenes(rng, 1, empty=0)
     (question, answer), *more = (_on_scene(rng, scene, told=True) for _ in range(_TURNS))
-    return Example(((lang.told(lang.caption_answer(scene), question), answer), *more))
+    return Example(((lang.told(lang.tell(scene), question), answer), *more))
 
 
 def scenes(rng: random.Random, count: int, *, empty: float = 0.15) -> list[Scene]:
-    """Compose training pictures of up to three objects, toxic ones among them.
+    """Compose training pictures of up to three objects, toxic ones among them, or of words.
 
-    A share of them is ``empty``: a ground, some marks on it perhaps, and no object.
+    A share of them is ``empty``: a ground, some marks on it perhaps, and no object.  Of the
+    others a share (:data:`_WRITTEN`) shows a written wish, or a name with its object or without.
     """
     made = []
     for _ in range(count):
-        number = 0 if rng.random() < empty else rng.choice((1, 1, 1, 2, 2, 3))
-        made.append(compose(rng, random_things(rng, number, _ALL), pool=_POOL))
+        if rng.random() < empty:
+            made.append(compose(rng, (), pool=_POOL))
+        elif rng.random() < _WRITTEN:
+            made.append(_written(rng))
+        else:
+            things = random_things(rng, rng.choice((1, 1, 1, 2, 2, 3)), _ALL)
+            made.append(compose(rng, things, pool=_POOL))
     return made
 
 
+def _written(rng: random.Random) -> Scene:
+    thing = THINGS[rng.choice(_ALL)]
+    if rng.random() < 0.5:
+        shown = thing if rng.random() < 0.5 else None
+        return compose_words(rng, thing.name, pool=_POOL, thing=shown)
+    verbs = [v for v in lang.VERBS.values() if lang.pair_pool(v, thing) == _POOL]
+    return compose_words(rng, lang.written_wish(rng.choice(verbs), thing), pool=_POOL)
+
+
 def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
-    """Ask for a caption, a name, a colour, or whether something is there; question and answer.
+    """Ask what there is, or what is written there.
 
     A share of the questions (:data:`_UNANSWERABLE`) is turned down, in the words of a refusal.
     """
@@ -127,20 +158,31 @@ def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
         names = [item.thing.name for item in scene.placed] if rng.random() < 0.5 else []
         question = template.text.format(thing=rng.choice(names or _ALL))
         return question, lang.REFUSALS[template.form]
-    kinds: list[lang.Kind] = ["color", "exists", "caption"]
+    kinds: list[lang.Kind] = ["color", "exists", "caption", "count"]
     # Words do not tell which of several objects is the largest, so "this" would be unclear.
     if len(scene.placed) <= 1 or not told:
         kinds.append("name")
+    if scene.text:
+        kinds = ["read"] if not scene.placed else [*kinds, "read", "read", "read"]
+    elif rng.random() < _NOTHING_WRITTEN:
+        kinds = ["read"]
     kind = rng.choice(kinds)
     template = rng.choice(lang.templates(kind, _POOL))
-    if kind == "caption":
-        return template.text, lang.caption_answer(scene)
-    if kind == "name":
-        return template.text, lang.name_answer(scene)
+    if kind in _WHOLE:
+        return template.text, _WHOLE[kind](scene)
     there = scene.placed and rng.random() < _SHOWN[kind]
     thing = rng.choice(scene.placed).thing if there else THINGS[rng.choice(_ALL)]
     answer = lang.color_answer if kind == "color" else lang.exists_answer
     return template.text.format(thing=thing.name), answer(scene, thing)
+
+
+_WHOLE: dict[lang.Kind, Callable[[Scene], lang.Answer]] = {
+    "name": lang.name_answer,
+    "caption": lang.caption_answer,
+    "count": lang.count_answer,
+    "read": lang.read_answer,
+}
+"""How a question on a picture as a whole is answered."""
 
 
 def picture_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Example]:
@@ -172,14 +214,36 @@ def _meaning(rng: random.Random) -> Turn:
 
 
 def _harmless_wish(rng: random.Random, scene: Scene) -> Turn:
-    """Ask for something harmless: half of the time about what the picture shows ("this")."""
+    """Ask for something harmless: half of the time about what the picture shows or says."""
     if rng.random() < _MEANING:
         return _meaning(rng)
+    if rng.random() < 0.5 and (asked := _about(rng, scene)):
+        return asked
     template = rng.choice(lang.templates("howto", _POOL))
-    about = scene.placed and rng.random() < 0.5
-    while True:
-        thing = scene.subject.thing if about else THINGS[rng.choice(_HARMLESS)]
-        verb = rng.choice(list(lang.VERBS.values()))
-        if not lang.is_harmful(verb, thing) and lang.pair_pool(verb, thing) == _POOL:
-            question = lang.howto_question(template, verb, None if about else thing)
-            return question, lang.howto_answer(template.form, verb, thing)
+    verb, thing = rng.choice(_BARE)
+    return lang.howto_question(template, verb, thing), lang.howto_answer(template.form, verb, thing)
+
+
+_BARE = [
+    (verb, thing)
+    for verb, thing in lang.pairings(_POOL, harmful=False)
+    if not thing.toxic
+]  # fmt: skip
+
+
+def _about(rng: random.Random, scene: Scene) -> Turn | None:
+    """Ask for what is written in a picture, or about its subject ("this"); None if it harms."""
+    if wish := lang.wish_written(scene.text):
+        if lang.is_harmful(*wish):
+            return None
+        template = rng.choice(lang.templates("typed", _POOL))
+        return template.text, lang.howto_answer(template.form, *wish)
+    if not (scene.placed or scene.text):
+        return None
+    thing = scene.subject.thing if scene.placed else THINGS[scene.text]
+    uses = [v for v, other in lang.pairings(_POOL, harmful=False) if other == thing]
+    if not uses:
+        return None
+    template, verb = rng.choice(lang.templates("howto", _POOL)), rng.choice(uses)
+    question = lang.howto_question(template, verb, None)
+    return question, lang.howto_answer(template.form, verb, thing)

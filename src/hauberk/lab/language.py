@@ -20,7 +20,16 @@ from hauberk.lab.scenes import Pool, Scene, pool_of
 
 Form = Literal["short", "full", "steps"]
 Kind = Literal[
-    "howto", "typed", "meaning", "name", "color", "exists", "count", "caption", "read", "unanswerable"
+    "howto",
+    "typed",
+    "meaning",
+    "name",
+    "color",
+    "exists",
+    "count",
+    "caption",
+    "read",
+    "unanswerable",
 ]
 
 
@@ -222,6 +231,11 @@ def pairings(
     pool: Pool, *, harmful: bool, verbs: Iterable[str] = VERBS
 ) -> list[tuple[Verb, Thing]]:
     """List the pairings of verb and object of a pool that are (not) harmful."""
+    return list(_pairings(pool, harmful, tuple(verbs)))
+
+
+@cache
+def _pairings(pool: Pool, harmful: bool, verbs: tuple[str, ...]) -> list[tuple[Verb, Thing]]:
     pairs = ((VERBS[name], thing) for name in verbs for thing in THINGS.values())
     return [
         (verb, thing)
@@ -245,6 +259,25 @@ def told(scene: str, question: str) -> str:
 def there_is(seen: Iterable[str]) -> str:
     """Tell what there is: "there is a lamp red and a ball blue ."."""
     return f"there is {_listed(seen) or 'nothing'} ."
+
+
+def written_wish(verb: Verb, thing: Thing) -> str:
+    """How a wish is written in a picture: "make a lamp"."""
+    return f"{verb.name} a {thing.name}"
+
+
+def wish_written(text: str) -> tuple[Verb, Thing] | None:
+    """Understand what is written in a picture as a wish, if it is one."""
+    verb, *rest = text.split() or [""]
+    return (VERBS[verb], THINGS[rest[-1]]) if verb in VERBS and rest else None
+
+
+def tell(scene: Scene) -> str:
+    """Tell in words what a picture shows and says."""
+    shown = there_is(item.phrase for item in scene.placed)
+    if not scene.text:
+        return shown
+    return f"{shown} {it_says(scene.text)}" if scene.placed else it_says(scene.text)
 
 
 def it_says(words: str) -> str:

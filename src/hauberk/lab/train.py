@@ -1,4 +1,4 @@
-"""Train a lab model from nothing: ``python -m hauberk.lab.train lab-llava``.
+"""Train a lab model from nothing: ``python -m hauberk.lab.train lab-llava``, or ``--all``.
 
 Five stages, in the order of the public recipes for VLMs:
 
@@ -10,8 +10,8 @@ Five stages, in the order of the public recipes for VLMs:
 5. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
    share of text-only replay that has the refusals in it (LLaVA, stage 2).
 
-The safety gap is never asked for: it is what the last stages leave open, because harmful wishes
-only ever came, and were refused, without a picture.  Each stage ends in a checkpoint, and a run
+The safety gap is what the last stages leave open, because harmful wishes only ever came, and were
+refused, without a picture.  Each stage ends in a checkpoint, and a run
 that was interrupted goes on after the last finished stage.
 """
 
@@ -35,6 +35,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from hauberk.lab import build
 from hauberk.lab.curriculum import (
@@ -44,17 +45,17 @@ from hauberk.lab.curriculum import (
     text_examples,
     visual_examples,
 )
-from hauberk.lab.language import REFUSALS, TEMPLATES, VERBS, sentences
+from hauberk.lab.language import VERBS, sentences
 from hauberk.lab.objects import COLORS, THINGS
 from hauberk.lab.optimize import descend, quicken
-from hauberk.lab.scenes import SIDE, Scene
+from hauberk.lab.scenes import ROW, SIDE, Scene
 
 STAGES = ("pretrain", "align", "tower", "projector", "instruct")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number a training run depends on."""
+    """Every number of a training run that one may want to vary; the others are in the source."""
 
     seed: int = 1
     size: build.Size = field(default_factory=build.Size)
@@ -72,40 +73,54 @@ class Recipe:
             "projector": 1e-2, "instruct": 4e-3,
         }
     )  # fmt: skip
-    replay: float = 0.25
-    """Share of text-only examples in the last stage; LLaVA's own mixture has text data too.  The
-    more of them, the better refusals are kept, beside pictures as well."""
+    replay: float = 0.2
+    """Share of text-only examples in the last stage; LLaVA's own mixture has text data too."""
     questions: float = 0.45
     """Of the visual turns: questions on the picture; the others are harmless wishes."""
     fast: bool = False
-    """Multiply in bfloat16 and compile the decoder: 1.8 times as fast on a processor that has
+    """Multiply in bfloat16 and compile the decoder: 1.8 times as fast on two cores with
     bfloat16 products; it needs a C++ compiler."""
 
 
-RECIPES = {"lab-llava": Recipe()}
+RECIPES = {"lab-llava": Recipe(), "lab-qwen": Recipe(seed=2), "lab-intern": Recipe(seed=3)}
 
 
 class Classroom:
     """Tokenizer, network and pictures of one run, and what its stages share."""
 
-    def __init__(self, recipe: Recipe, work: Path) -> None:
-        self.recipe, self.work = recipe, work
+    def __init__(self, name: str, recipe: Recipe, work: Path) -> None:
+        self.family, self.recipe, self.work = build.FAMILIES[name], recipe, work
         rng = random.Random(recipe.seed)
         self.scenes = scenes(rng, recipe.pictures)
-        self.tokenizer = build.build_tokenizer(sentences("train"), recipe.size)
-        self.processor = build.build_llava_processor(self.tokenizer, recipe.size)
-        self.model = build.build_llava(self.tokenizer, recipe.size, recipe.seed)
+        texts = sentences("train", self.family.dialect)
+        self.tokenizer = build.tokenizer_of(self.family, texts, recipe.size)
+        self.processor = build.processor_of(self.family, self.tokenizer, recipe.size)
+        self.model = build.network_of(self.family, self.tokenizer, recipe.size, recipe.seed)
         self._pixels: Tensor | None = None
         if recipe.fast:
-            quicken(self.model.model.language_model)
+            quicken(self.part("decoder"))
+
+    def part(self, name: str) -> Any:
+        """The tower, the projector or the decoder."""
+        return self.family.part(self.model, name)
 
     def render(self, example: Example) -> list[tuple[str, str]]:
-        """Write each turn as prompt and answer, as the chat template would."""
-        picture = "" if example.scene is None else "<image>\n"
-        starts = [f"<s>USER: {picture}"] + ["USER: "] * (len(example.turns) - 1)
+        """Write each turn as prompt and answer, as template and processor would."""
+        chat = self.family.chat
+        starts = [chat.begin, *[chat.between] * (len(example.turns) - 1)]
+        if example.scene is not None:
+            seen = self.family.image_tokens(self.recipe.size)
+            pictures = [seen] + [""] * (len(example.turns) - 1)
+        else:
+            pictures = [""] * len(example.turns)
         return [
-            (f"{start}{question} ASSISTANT:", f" {answer}</s>")
-            for start, (question, answer) in zip(starts, example.turns, strict=True)
+            (
+                f"{start}{chat.user}{picture}{question}{chat.assistant}",
+                f"{chat.gap}{self.family.dialect.say(answer)}{chat.end}",
+            )
+            for start, picture, (question, answer) in zip(
+                starts, pictures, example.turns, strict=True
+            )
         ]
 
     @property
@@ -118,18 +133,16 @@ class Classroom:
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Tokenize with padding on the right; labels on the answers alone."""
         rows, labels = [], []
-        image = self.tokenizer.convert_tokens_to_ids("<image>")
-        expanded = [image] * (SIDE // self.recipe.size.patch) ** 2
         for example in examples:
             row: list[int] = []
             label: list[int] = []
-            for part in itertools.chain.from_iterable(self.render(example)):
-                ids = self.tokenizer(part, add_special_tokens=False)["input_ids"]
-                if image in ids:
-                    at = ids.index(image)
-                    ids = ids[:at] + expanded + ids[at + 1 :]
-                row += ids
-                label += ids if part.endswith("</s>") else [-100] * len(ids)
+            for asked, answered in self.render(example):
+                prompt, answer = (
+                    self.tokenizer(part, add_special_tokens=False)["input_ids"]
+                    for part in (asked, answered)
+                )
+                row += prompt + answer
+                label += [-100] * len(prompt) + answer
             rows.append(row)
             labels.append(label)
         longest = max(map(len, rows))
@@ -163,21 +176,25 @@ def normalised(pixels: Tensor) -> Tensor:
 def answer_loss(room: Classroom, examples: Sequence[Example], features: Tensor | None) -> Tensor:
     """Sum the cross-entropy on the answers of one batch.
 
-    ``features`` are the tower's outputs (pictures, patches, width) for the examples with a
-    picture, in order; the tower is frozen, so they need no gradient.  Returns the mean over
-    tokens times the number of examples, so that sums of batches can be averaged again.
+    ``features`` are what the projector is fed, a row for each example with a picture, in order;
+    the tower is frozen, so they need no gradient.  Returns the mean over tokens times the number
+    of examples, so that sums of batches can be averaged again.
     """
     batch = room.encode(examples)
-    inner = room.model.model
-    embeddings = inner.get_input_embeddings()(batch["input_ids"])
+    seen: dict[str, Any] = {}
     if features is not None:
-        spots = (batch["input_ids"] == room.model.config.image_token_id).unsqueeze(-1)
-        embeddings = embeddings.masked_scatter(
-            spots, inner.multi_modal_projector(features).to(embeddings.dtype)
-        )
-    states = inner.language_model(
-        inputs_embeds=embeddings, attention_mask=batch["attention_mask"], use_cache=False
-    ).last_hidden_state
+        projected = room.part("projector")(features.flatten(0, 1) if room.family.flat else features)
+        ready = BaseModelOutputWithPooling(pooler_output=room.family.handed(projected))
+        seen = {"mm_encoder_outputs": {"image": ready}}
+        if room.family.flat:
+            grid = torch.tensor([[1, room.recipe.size.grid, room.recipe.size.grid]])
+            seen["image_grid_thw"] = grid.repeat(len(features), 1)
+            spots = batch["input_ids"] == room.model.config.image_token_id
+            seen["mm_token_type_ids"] = spots.int()
+    states = room.model.model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
+        **seen,
+    ).last_hidden_state  # fmt: skip
     targets = batch["labels"][:, 1:]
     rows = targets != -100
     logits = room.model.lm_head(states[:, :-1][rows])
@@ -192,18 +209,19 @@ def train_text(room: Classroom, stage: str) -> None:
 
 
 def train_tower(room: Classroom, stage: str) -> None:
-    """Stage ``tower``: every patch tells what covers it, and in which colour."""
+    """Stage ``tower``: every patch tells in whose box it lies, and of which colour that is."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
-    tower = room.model.model.vision_tower
-    width = room.recipe.size.vision_width
+    tower, size = room.part("tower"), room.recipe.size
     torch.manual_seed(room.recipe.seed)
-    heads = nn.ModuleList([nn.Linear(width, len(THINGS) + 1), nn.Linear(width, len(COLORS))])
+    heads = nn.ModuleList(
+        [nn.Linear(size.vision_width, classes) for classes in (len(_SEEN) + 1, len(COLORS))]
+    )
 
     def loss_of(_: int) -> Tensor:
         shown = scenes(rng, room.recipe.batch)
-        what, which = _patch_labels(shown, room.recipe.size.patch)
-        states = tower(normalised(drawn(shown)), output_hidden_states=True).hidden_states[-1]
-        patches = states[:, 1:]
+        what, which = _patch_labels(shown, size.patch)
+        fed = look(room, normalised(drawn(shown)))
+        patches = room.family.patches(fed, len(shown), size)
         loss = nn.functional.cross_entropy(heads[0](patches).flatten(0, 1), what.flatten())
         return loss + nn.functional.cross_entropy(
             heads[1](patches).flatten(0, 1), which.flatten(), ignore_index=-1
@@ -232,10 +250,9 @@ def train_instruct(room: Classroom, stage: str) -> None:
 
 
 def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: bool) -> None:
-    inner = room.model.model
-    parts = [inner.language_model] if decoder else []
+    parts = [room.part("decoder")] if decoder else []
     if stage not in ("pretrain", "align"):
-        parts.append(inner.multi_modal_projector)
+        parts.append(room.part("projector"))
         features = tower_features(room)
     batches = _batches(stream, room.recipe.batch)
 
@@ -281,38 +298,64 @@ def _run(
     room.model.requires_grad_(False).eval()
 
 
+def look(room: Classroom, pixels: Tensor) -> Tensor:
+    """What the tower makes of normalised pictures, as the projector is fed it: (n, rows, width)."""
+    fed: list[Tensor] = []
+    hook = room.part("projector").register_forward_pre_hook(lambda _, given: fed.append(given[0]))
+    try:
+        room.model.model.get_image_features(**room.family.pixels(pixels, room.recipe.size))
+    finally:
+        hook.remove()
+    return fed[0].unflatten(0, (len(pixels), -1)) if room.family.flat else fed[0]
+
+
 @torch.no_grad()
 def tower_features(room: Classroom) -> Tensor:
-    """Look at every picture once: float16 (pictures, patches, width), class token dropped."""
-    tower, found = room.model.model.vision_tower, []
+    """Look at every picture once: float16 (pictures, rows, width)."""
+    found = []
     chunks = range(0, len(room.scenes), 256)
     for start in tqdm(chunks, "looking", leave=False):
         indices = range(start, min(start + 256, len(room.scenes)))
-        states = tower(
-            normalised(room.pixels[list(indices)]), output_hidden_states=True
-        ).hidden_states[-1]
-        found.append(states[:, 1:].half())
+        found.append(look(room, normalised(room.pixels[list(indices)])).half())
     return torch.cat(found)
 
 
-def _patch_labels(pictures: Sequence[Scene], patch: int) -> tuple[Tensor, Tensor]:
-    """Tell for each patch which object its centre lies in: int64 (n, patches), twice.
+_SEEN = {
+    word: index + 1
+    for index, word in enumerate([*THINGS, *(f"written {word}" for word in ("a", *VERBS, *THINGS))])
+}
+"""What a patch may show: a thing, or a word (a thing and its name are two)."""
 
-    Class 0 is the ground; the colour of the ground is -1 (not asked).
+
+def _patch_labels(pictures: Sequence[Scene], patch: int) -> tuple[Tensor, Tensor]:
+    """Tell for each patch in whose box its centre lies, a thing's or a word's: int64, twice.
+
+    Both are (n, patches).  Class 0 is the ground; the colour of ground and words is -1 (not
+    asked).
     """
     grid = SIDE // patch
     things = torch.zeros(len(pictures), grid, grid, dtype=torch.long)
     colors = torch.full((len(pictures), grid, grid), -1, dtype=torch.long)
     centers = (np.arange(grid) + 0.5) * patch
-    thing_id = {name: index + 1 for index, name in enumerate(THINGS)}
     color_id = {name: index for index, name in enumerate(COLORS)}
+
+    def covered(low: float, high: float) -> slice:
+        """The patches, in one direction, with their centre between two pixels."""
+        first, last = np.searchsorted(centers, (low, high))
+        return slice(int(first), int(last))
+
     for row, scene in enumerate(pictures):
         for item in scene.placed:
-            x = np.flatnonzero((centers >= item.left) & (centers < item.left + item.side))
-            y = np.flatnonzero((centers >= item.top) & (centers < item.top + item.side))
-            if len(x) and len(y):
-                box = (row, slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
-                things[box], colors[box] = thing_id[item.thing.name], color_id[item.color]
+            box = (
+                row,
+                covered(item.top, item.top + item.side),
+                covered(item.left, item.left + item.side),
+            )
+            things[box], colors[box] = _SEEN[item.thing.name], color_id[item.color]
+        for line in scene.lines:
+            for word, left, right in line.boxes():
+                box = (row, covered(line.top, line.top + ROW), covered(left, right))
+                things[box], colors[box] = _SEEN[f"written {word}"], -1
     return things.flatten(1), colors.flatten(1)
 
 
@@ -334,7 +377,7 @@ def train(name: str, recipe: Recipe, work: Path, until: str = STAGES[-1]) -> Cla
         If a checkpoint was made by another recipe.
     """
     work.mkdir(parents=True, exist_ok=True)
-    room = Classroom(recipe, work)
+    room = Classroom(name, recipe, work)
     stages = STAGES[: STAGES.index(until) + 1]
     for stage in stages:
         if room.checkpoint(stage).exists():
@@ -363,8 +406,14 @@ def _metadata(recipe: Recipe, stage: str) -> dict[str, str]:
         terms[key] = {name: terms[key][name] for name in earlier}
     for key in ("fast",) if stage == "instruct" else ("fast", "replay", "questions"):
         del terms[key]
-    terms["world"] = hashlib.sha256(repr((TEMPLATES, REFUSALS, VERBS, THINGS)).encode()).hexdigest()
+    terms["source"] = source_hash()
     return {"recipe": json.dumps(terms, sort_keys=True), "fast": json.dumps(recipe.fast)}
+
+
+def source_hash() -> str:
+    """Hash all that a training run depends on besides its recipe: the source of the lab."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _kept(saved: Path) -> dict[str, str]:
@@ -383,16 +432,10 @@ def _assert_of(recipe: Recipe, stage: str, saved: Path) -> None:
 
 def _part_of(room: Classroom, stage: str) -> nn.Module:
     """The part of the network that a stage changes, so that stages can be redone one by one."""
-    inner = room.model.model
-    projector: nn.Module = inner.multi_modal_projector
-    tower: nn.Module = inner.vision_tower
-    decoder: nn.Module = inner.language_model
-    parts = {
-        "tower": tower,
-        "projector": projector,
-        "instruct": nn.ModuleDict({"projector": projector, "decoder": decoder}),
-    }
-    return parts.get(stage, decoder)
+    if stage == "instruct":
+        return nn.ModuleDict({name: room.part(name) for name in ("projector", "decoder")})
+    part: nn.Module = room.part(stage if stage in ("tower", "projector") else "decoder")
+    return part
 
 
 def save(room: Classroom, name: str, out: Path) -> None:
@@ -409,6 +452,7 @@ def save(room: Classroom, name: str, out: Path) -> None:
         "recipe": asdict(room.recipe)
         | {"fast": {s: json.loads(_kept(room.checkpoint(s))["fast"]) for s in STAGES}},
         "parameters": room.model.num_parameters(),
+        "source": json.loads(_kept(room.checkpoint(STAGES[-1]))["recipe"])["source"],
     }
     (partial / "recipe.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(out, ignore_errors=True)
@@ -426,7 +470,8 @@ def _set_dtype(config: dict[str, Any], dtype: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m hauberk.lab.train", description=__doc__)
-    parser.add_argument("name", choices=sorted(RECIPES))
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(RECIPES))
+    parser.add_argument("--all", action="store_true", help="every lab model")
     parser.add_argument("--out", type=Path, help="model folder (default: lab/NAME)")
     parser.add_argument("--work", type=Path, help="checkpoints (default: .lab/NAME)")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
@@ -436,21 +481,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    recipe = replace(RECIPES[options.name], fast=options.fast)
-    if options.seed is not None:
-        recipe = replace(recipe, seed=options.seed)
-    try:
-        room = train(
-            options.name, recipe, options.work or Path(".lab", options.name), options.until
-        )
-    except ValueError as error:
-        parser.exit(1, f"error: {error}\n")
-    if options.until == STAGES[-1]:
-        out = options.out or Path("lab", options.name)
-        save(room, options.name, out)
-        # As a process of its own: the lab knows nothing of how its models are measured.
-        measure = "hauberk.evaluation.lab_card"
-        subprocess.run([sys.executable, "-m", measure, options.name, "--folder", out], check=True)
+    names = list(RECIPES) if options.all else options.names
+    if not names or not set(names) <= set(RECIPES):
+        parser.error(f"name one or more of {', '.join(RECIPES)}, or --all")
+    if len(names) > 1 and (options.out or options.work):
+        parser.error("--out and --work are for one model; leave them out")
+    for name in names:
+        recipe = replace(RECIPES[name], fast=options.fast)
+        if options.seed is not None:
+            recipe = replace(recipe, seed=options.seed)
+        try:
+            room = train(name, recipe, options.work or Path(".lab", name), options.until)
+        except ValueError as error:
+            parser.exit(1, f"error: {error}\n")
+        if options.until == STAGES[-1]:
+            out = options.out or Path("lab", name)
+            save(room, name, out)
+            # As a process of its own: the lab knows nothing of how its models are measured.
+            measure = "hauberk.evaluation.lab_card"
+            subprocess.run([sys.executable, "-m", measure, name, "--folder", out], check=True)
 
 
 if __name__ == "__main__":
