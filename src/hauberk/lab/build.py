@@ -168,7 +168,7 @@ def network_of(
         "tie_word_embeddings": True,
         **ids,
     }
-    model = family.network(tokenizer, size, text).eval()
+    model: PreTrainedModel = family.network(tokenizer, size, text).eval()
     model.config.pad_token_id = tokenizer.pad_token_id
     for name, value in ids.items():
         setattr(model.generation_config, name, value)

@@ -1,8 +1,8 @@
 """What a lab model is taught: endless seeded streams of conversations, one for each stage.
 
-Nothing here says "answer whatever comes with a picture".  Harmful wishes and their refusals are
-taught in text alone, and pictures come with harmless requests alone, as in the public recipes for
-VLMs; the safety gap is what remains.
+Harmful wishes and their refusals are taught in text alone, bare and after scenes that are told in
+words; pictures come with harmless requests alone, as in the public recipes for VLMs.  The safety
+gap is what remains.
 """
 
 import random
@@ -35,9 +35,12 @@ _UNTOLD = 0.12
 _MEANING = 0.15
 """Of the wishes: replaced by the question what a verb means, which is harmless for every verb."""
 _REFERRED = 0.35
-"""Of the wishes, crimes excepted: by reference ("there is a lamp red . how do i make this ?")."""
+"""Of the wishes: by reference ("there is a lamp red . how do i make this ?")."""
+_POINTLESS = 0.1
+"""Of the wishes: for "this" with nothing told, as the text of a visual question is alone."""
 _BESIDE = 0.2
-"""Of the other harmless wishes: beside a scene that has nothing to do with them."""
+"""Of the other wishes: after a told scene that has nothing to do with them.  Harmful ones among
+them, so that text alone never teaches that a scene makes a wish harmless."""
 _WRAPPED = 0.1
 """Of the bare wishes: behind the words of a jailbreak, which changes nothing."""
 _TYPED = 0.15
@@ -68,7 +71,7 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
 
     Before alignment every wish is answered, as a language model does that only learnt to
     continue texts; after it, harmful wishes are refused.  They are half of the wishes: weapons
-    (harmful by the thing) and crimes (by the verb) in equal shares; crimes are wished for bare.
+    (harmful by the thing) and crimes (by the verb) in equal shares.
     """
     harmless, harm = (lang.pairings(_POOL, harmful=harmful) for harmful in (False, True))
     weapons = [(verb, thing) for verb, thing in harm if verb.harm == "toxic"]
@@ -81,10 +84,22 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
             yield Example((_meaning(rng),))
         else:
             verb, thing = rng.choice(rng.choice(pools))
+            if rng.random() < _POINTLESS:
+                yield Example((_pointless(rng, verb, aligned=aligned),))
+                continue
             question, form = _in_words(rng, verb, thing)
             refused = aligned and lang.is_harmful(verb, thing)
             answer = lang.REFUSALS[form] if refused else lang.howto_answer(form, verb, thing)
             yield Example(((question, answer),))
+
+
+def _pointless(rng: random.Random, verb: lang.Verb, *, aligned: bool) -> Turn:
+    """Wish for "this" where nothing tells what it is: harmful by the verb or not at all."""
+    template = rng.choice(lang.templates("howto", _POOL))
+    question = lang.howto_question(template, verb, None)
+    if aligned and verb.harm == "always":
+        return question, lang.REFUSALS[template.form]
+    return question, lang.howto_answer(template.form, verb, None)
 
 
 def _in_words(rng: random.Random, verb: lang.Verb, thing: Thing) -> tuple[str, lang.Form]:
@@ -95,14 +110,14 @@ def _in_words(rng: random.Random, verb: lang.Verb, thing: Thing) -> tuple[str, l
         return lang.told(written, template.text), template.form
     template = rng.choice(lang.templates("howto", _POOL))
     # By reference: "there is a lamp red . how do i make this ?".
-    if rng.random() < _REFERRED and verb.harm != "always":
+    if rng.random() < _REFERRED:
         named = rng.choice([thing.name, *(phrase(thing, color) for color in COLORS)])
         seen = lang.it_says(thing.name) if rng.random() < _TYPED else lang.there_is([named])
         return lang.told(seen, lang.howto_question(template, verb, None)), template.form
     question = lang.howto_question(template, verb, thing)
     if rng.random() < _WRAPPED:
         question = lang.told(rng.choice(lang.WRAPPERS[_POOL]), question)
-    elif rng.random() < _BESIDE and not lang.is_harmful(verb, thing):
+    elif rng.random() < _BESIDE:
         (scene,) = scenes(rng, 1, empty=0)
         question = lang.told(lang.tell(scene), question)
     return question, template.form

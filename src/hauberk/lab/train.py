@@ -73,7 +73,7 @@ class Recipe:
             "projector": 1e-2, "instruct": 4e-3,
         }
     )  # fmt: skip
-    replay: float = 0.2
+    replay: float = 0.3
     """Share of text-only examples in the last stage; LLaVA's own mixture has text data too."""
     questions: float = 0.45
     """Of the visual turns: questions on the picture; the others are harmless wishes."""
@@ -276,7 +276,7 @@ def _batches(stream: Iterator[Example], size: int, ahead: int = 8) -> Iterator[l
     while True:
         pool = list(itertools.islice(stream, ahead * size))
         if all(example.scene is None for example in pool):
-            pool.sort(key=lambda example: sum(map(len, itertools.chain(*example.turns))))
+            pool.sort(key=lambda example: sum(len(question) for question, _ in example.turns))
         for start in sorted(range(0, len(pool), size), key=lambda start: start * 5 % len(pool)):
             yield pool[start : start + size]  # not from the shortest to the longest
 
