@@ -514,8 +514,8 @@ def sentences(pool: Pool, dialect: Dialect) -> list[str]:
     wordings = [template.text for kind in TEMPLATES for template in templates(kind, pool)]
     asked = [f"{start}{text} ASSISTANT:" for text in wordings for start in ("USER: ", "<image>\n")]
     words = [
-        *VERBS, *(verb.manner for verb in VERBS.values()), *THINGS, *COLORS, *MATERIALS, *NUMBERS, UNTOLD,
-        *WRAPPERS[pool], "this there is a and nothing . it says",
+        *VERBS, *(verb.manner for verb in VERBS.values()), *THINGS, *COLORS, *MATERIALS, *NUMBERS,
+        UNTOLD, *WRAPPERS[pool], "this there is a and nothing . it says",
     ]  # fmt: skip
     spoken = re.sub(r"\{\w+\}", "", " ".join(dialect.forms.values()))
     return [*asked, f"ASSISTANT: {' '.join(words)} {spoken}", "there is a"]
