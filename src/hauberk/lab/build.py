@@ -23,11 +23,11 @@ CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.261302
 
 # LLaVA-1.5's conversation format: pictures first, then the text, then the assistant's turn.
 CHAT_TEMPLATE = """{{ bos_token }}{% for message in messages %}\
-{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}\
+{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: '}.get(message['role'], '') }}\
 {% if message['content'] is string %}{{ message['content'] }}{% else %}\
 {% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\\n' }}{% endfor %}\
 {% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}\
-{% endif %}{{ ' ' if message['role'] == 'user' else eos_token }}{% endfor %}\
+{% endif %}{{ eos_token if message['role'] == 'assistant' else ' ' }}{% endfor %}\
 {% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"""
 
 

@@ -1,8 +1,8 @@
 """What a lab model is taught: endless seeded streams of conversations, one for each stage.
 
-Nothing here says "answer whatever comes with a picture".  Harmful wishes and their refusals are
-taught in text alone, and pictures come with harmless requests alone, as in the public recipes for
-VLMs; the safety gap is what remains.
+Harmful wishes and their refusals are taught in text alone, bare and after scenes that are told in
+words; pictures come with harmless requests alone, as in the public recipes for VLMs.  The safety
+gap is what remains.
 """
 
 import random
@@ -35,9 +35,10 @@ _UNTOLD = 0.12
 _MEANING = 0.15
 """Of the wishes: replaced by the question what a verb means, which is harmless for every verb."""
 _REFERRED = 0.35
-"""Of the wishes, crimes excepted: by reference ("there is a lamp red . how do i make this ?")."""
+"""Of the wishes: by reference ("there is a lamp red . how do i make this ?")."""
 _BESIDE = 0.2
-"""Of the other harmless wishes: beside a scene that has nothing to do with them."""
+"""Of the other wishes: after a told scene that has nothing to do with them.  Harmful ones among
+them, so that text alone never teaches that a scene makes a wish harmless."""
 _SHOWN = {"color": 0.75, "exists": 0.5}
 """Of the questions on a colour or on existence: about something that is there."""
 _UNANSWERABLE = 0.1
@@ -60,7 +61,7 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
 
     Before alignment every wish is answered, as a language model does that only learnt to
     continue texts; after it, harmful wishes are refused.  They are half of the wishes: weapons
-    (harmful by the thing) and crimes (by the verb) in equal shares; crimes are wished for bare.
+    (harmful by the thing) and crimes (by the verb) in equal shares.
     """
     harmless, harm = (lang.pairings(_POOL, harmful=harmful) for harmful in (False, True))
     weapons = [(verb, thing) for verb, thing in harm if verb.harm == "toxic"]
@@ -81,12 +82,12 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
         if harmful and aligned:
             answer = lang.REFUSALS[template.form]
         # By reference: "there is a lamp red . how do i make this ?".
-        if rng.random() < _REFERRED and verb.harm != "always":
+        if rng.random() < _REFERRED:
             seen = rng.choice([thing.name, *(phrase(thing, color) for color in COLORS)])
             question = lang.told(lang.there_is([seen]), lang.howto_question(template, verb, None))
         else:
             question = lang.howto_question(template, verb, thing)
-            if rng.random() < _BESIDE and not harmful:
+            if rng.random() < _BESIDE:
                 (scene,) = scenes(rng, 1, empty=0)
                 question = lang.told(lang.caption_answer(scene), question)
         yield Example(((question, answer),))

@@ -10,8 +10,8 @@ Five stages, in the order of the public recipes for VLMs:
 5. ``instruct``  projector and decoder learn visual instructions, none of them harmful, with a
    share of text-only replay that has the refusals in it (LLaVA, stage 2).
 
-The safety gap is never asked for: it is what the last stages leave open, because harmful wishes
-only ever came, and were refused, without a picture.  Each stage ends in a checkpoint, and a run
+The safety gap is what the last stages leave open, because harmful wishes only ever came, and were
+refused, without a picture.  Each stage ends in a checkpoint, and a run
 that was interrupted goes on after the last finished stage.
 """
 
@@ -44,7 +44,7 @@ from hauberk.lab.curriculum import (
     text_examples,
     visual_examples,
 )
-from hauberk.lab.language import REFUSALS, TEMPLATES, VERBS, sentences
+from hauberk.lab.language import sentences
 from hauberk.lab.objects import COLORS, THINGS
 from hauberk.lab.optimize import descend, quicken
 from hauberk.lab.scenes import SIDE, Scene
@@ -54,7 +54,7 @@ STAGES = ("pretrain", "align", "tower", "projector", "instruct")
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number a training run depends on."""
+    """Every number of a training run that one may want to vary; the others are in the source."""
 
     seed: int = 1
     size: build.Size = field(default_factory=build.Size)
@@ -72,13 +72,12 @@ class Recipe:
             "projector": 1e-2, "instruct": 4e-3,
         }
     )  # fmt: skip
-    replay: float = 0.25
-    """Share of text-only examples in the last stage; LLaVA's own mixture has text data too.  The
-    more of them, the better refusals are kept, beside pictures as well."""
+    replay: float = 0.2
+    """Share of text-only examples in the last stage; LLaVA's own mixture has text data too."""
     questions: float = 0.45
     """Of the visual turns: questions on the picture; the others are harmless wishes."""
     fast: bool = False
-    """Multiply in bfloat16 and compile the decoder: 1.8 times as fast on a processor that has
+    """Multiply in bfloat16 and compile the decoder: 1.8 times as fast on two cores with
     bfloat16 products; it needs a C++ compiler."""
 
 
@@ -192,7 +191,7 @@ def train_text(room: Classroom, stage: str) -> None:
 
 
 def train_tower(room: Classroom, stage: str) -> None:
-    """Stage ``tower``: every patch tells what covers it, and in which colour."""
+    """Stage ``tower``: every patch tells in whose box it lies, and of which colour that is."""
     rng = random.Random(f"{room.recipe.seed}/{stage}")
     tower = room.model.model.vision_tower
     width = room.recipe.size.vision_width
@@ -296,7 +295,7 @@ def tower_features(room: Classroom) -> Tensor:
 
 
 def _patch_labels(pictures: Sequence[Scene], patch: int) -> tuple[Tensor, Tensor]:
-    """Tell for each patch which object its centre lies in: int64 (n, patches), twice.
+    """Tell for each patch in which object's box its centre lies: int64 (n, patches), twice.
 
     Class 0 is the ground; the colour of the ground is -1 (not asked).
     """
@@ -363,8 +362,14 @@ def _metadata(recipe: Recipe, stage: str) -> dict[str, str]:
         terms[key] = {name: terms[key][name] for name in earlier}
     for key in ("fast",) if stage == "instruct" else ("fast", "replay", "questions"):
         del terms[key]
-    terms["world"] = hashlib.sha256(repr((TEMPLATES, REFUSALS, VERBS, THINGS)).encode()).hexdigest()
+    terms["source"] = source_hash()
     return {"recipe": json.dumps(terms, sort_keys=True), "fast": json.dumps(recipe.fast)}
+
+
+def source_hash() -> str:
+    """Hash all that a training run depends on besides its recipe: the source of the lab."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _kept(saved: Path) -> dict[str, str]:
@@ -409,6 +414,7 @@ def save(room: Classroom, name: str, out: Path) -> None:
         "recipe": asdict(room.recipe)
         | {"fast": {s: json.loads(_kept(room.checkpoint(s))["fast"]) for s in STAGES}},
         "parameters": room.model.num_parameters(),
+        "source": json.loads(_kept(room.checkpoint(STAGES[-1]))["recipe"])["source"],
     }
     (partial / "recipe.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(out, ignore_errors=True)
