@@ -94,12 +94,12 @@ def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeatu
     """Turn requests, with or without images, into one left-padded batch of model inputs."""
     _refuse_placeholders(processor, requests)
     prompts = [prompt_of(processor, request) for request in requests]
-    images = [_as_rgb(image) for request in requests for image in request.images]
+    images = [[_as_rgb(image) for image in request.images] for request in requests]
     bos = processor.tokenizer.bos_token
     templated = bool(bos) and all(prompt.startswith(bos) for prompt in prompts)
     inputs: BatchFeature = processor(
         text=prompts,
-        images=images or None,
+        images=images if any(images) else None,
         padding=True,
         padding_side="left",
         add_special_tokens=not templated,  # a template that writes <s> itself needs no second one
