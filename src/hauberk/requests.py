@@ -124,7 +124,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a defense keeps may serve a later backward pass
 def respond(
     model: PreTrainedModel,
     processor: ProcessorMixin,

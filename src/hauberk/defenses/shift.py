@@ -359,6 +359,13 @@ class _Session:
         self.prompt, self.length = ids, ids.shape[1]
         if not pictured.any():
             return
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise UnsupportedRequest(
+                f"an attention mask of {found}, where one of (rows, positions) would tell which "
+                "positions are padding; use the dynamic cache, which is generate's default (leave "
+                "out cache_implementation), and give the mask that the processor made."
+            )
         if self.twins is not None:
             self.added = composed(self.twins.shifts(ids, mask), self.setting)
         positions = torch.arange(ids.shape[1], device=ids.device)
