@@ -141,6 +141,12 @@ def test_increments_over_some_layers_skip_the_others(shifts):
     torch.testing.assert_close(added[1] + added[3], vectors[3])
 
 
+@pytest.mark.parametrize("compose", ["naive", "incremental"])
+def test_a_layer_that_is_named_twice_is_refused(compose):
+    with pytest.raises(ValueError, match=r"layers: \[2\] stand there more than once"):
+        ShiftSetting(compose=compose, layers=(2, 0, 2))
+
+
 def test_a_single_layer_carries_the_whole_shift(tiny, shifts):
     added = composed(estimate_shift(shifts), ShiftSetting(compose="single", layers=(2,)))
     assert list(added) == [2]
