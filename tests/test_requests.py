@@ -142,6 +142,14 @@ def test_the_mean_colour_is_what_the_processor_maps_to_zero(tiny):
     assert white["pixel_values"].min() > 1
 
 
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_mean_colour_of_a_processor_is_the_one_that_it_really_maps_to_zero(tiny, normalized):
+    processor = copy.deepcopy(tiny.processor)
+    processor.image_processor.do_normalize = normalized
+    twin = blank_twin(tiny.pictured[0], processor, "mean")
+    assert encode(processor, [twin])["pixel_values"].abs().max() < 0.01
+
+
 def test_a_blank_twin_keeps_question_system_number_and_sizes(tiny):
     images = (Image.new("RGB", (96, 96), "red"), Image.new("RGB", (50, 70), "blue"))
     request = Request("what is this ?", images, system="be kind .")

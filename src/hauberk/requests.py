@@ -77,7 +77,10 @@ def blank_twin(
 
 def mean_color(processor: ProcessorMixin) -> tuple[int, int, int]:
     """The colour that the image processor maps to zero, in 0..255."""
-    mean = getattr(processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+    images = processor.image_processor
+    if not getattr(images, "do_normalize", False):
+        return 0, 0, 0
+    mean = images.image_mean
     red, green, blue = (round(255 * value) for value in mean)
     return red, green, blue
 
