@@ -54,7 +54,13 @@ without a word.  A defense of another method may act on the same model."""
 
 @dataclass(frozen=True)
 class ShiftSetting:
-    """What a run may vary.  The defaults are the literal reading of the paper."""
+    """What a run may vary.  The defaults are the literal reading of the paper.
+
+    Raises
+    ------
+    ValueError
+        If a layer is named twice.
+    """
 
     level: Level = "dataset"
     """One vector for all requests, or one for each (two short extra prefills)."""
@@ -71,6 +77,12 @@ class ShiftSetting:
     alpha: float = 1.0
     """0 leaves the model as it is; 1 gives the whole shift back (the paper sweeps 0 to 1)."""
     blank: BlankKind = "white"
+
+    def __post_init__(self) -> None:
+        layers = self.layers or ()
+        repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
+        if repeated:  # between a layer and itself `incremental` would find nothing to add
+            raise ValueError(f"layers: {repeated} stand there more than once; once is right.")
 
     def chosen_layers(self, blocks: int) -> tuple[int, ...]:
         """Name the blocks to correct in a model of ``blocks`` blocks."""
@@ -359,6 +371,13 @@ class _Session:
         self.prompt, self.length = ids, ids.shape[1]
         if not pictured.any():
             return
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise UnsupportedRequest(
+                f"an attention mask of {found}, where one of (rows, positions) would tell which "
+                "positions are padding; use the dynamic cache, which is generate's default (leave "
+                "out cache_implementation), and give the mask that the processor made."
+            )
         if self.twins is not None:
             self.added = composed(self.twins.shifts(ids, mask), self.setting)
         positions = torch.arange(ids.shape[1], device=ids.device)
