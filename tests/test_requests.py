@@ -291,3 +291,16 @@ def test_a_defense_rewrites_every_request_once_and_is_entered_once(tiny, mixed):
     assert texts(answers) == texts(ask(tiny, rewritten))
     assert len(defense.seen) == len(mixed)
     assert (defense.entered, defense.inside, set(open_blocks)) == (1, 0, {1})
+
+
+@pytest.mark.parametrize("asked", ["what is this ?", ["what is this ?"], [None]])
+def test_what_is_no_request_is_refused_with_what_is_right(tiny, asked):
+    with pytest.raises(TypeError, match=r"is no request; give hauberk\.Request"):
+        respond(tiny.model, tiny.processor, asked)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_new_tokens": -1}])
+def test_sizes_that_are_not_positive_are_refused_by_name(tiny, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name}: .* is wrong, 1 or more is right"):
+        respond(tiny.model, tiny.processor, [Request("what ?")], **wrong)

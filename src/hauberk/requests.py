@@ -159,8 +159,22 @@ def respond(
     -------
     list of Response
         In the order of ``requests``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something else than requests is asked, or a size is not positive.
     """
     from contextlib import nullcontext
+
+    for name, number in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
+        if number < 1:
+            raise ValueError(f"{name}: {number} is wrong, 1 or more is right.")
+    for request in requests:
+        if not isinstance(request, Request):
+            raise TypeError(
+                f"{request!r} is no request; give hauberk.Request(text, images) for each answer."
+            )
 
     armoured = [defense.rewrite(request) if defense else request for request in requests]
     order = sorted(range(len(armoured)), key=lambda i: _length(armoured[i]))

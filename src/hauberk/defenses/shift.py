@@ -35,7 +35,7 @@ from transformers import Cache, PreTrainedModel, ProcessorMixin
 from hauberk.analysis.twins import TwinStates
 from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.blank import BlankKind
-from hauberk.bundle import Binding, Card, write_bundle
+from hauberk.bundle import Binding, Card, check_binding, write_bundle
 from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.hooks import Edit, editing
 from hauberk.requests import Request, encode
@@ -195,6 +195,7 @@ class Shift:
                 "give `layers` one number."
             )
         self.vectors, self.setting, self.processor = vectors.float().cpu(), setting, processor
+        self._made_for: tuple[Card, ProcessorMixin, WeakSet[PreTrainedModel]] | None = None
 
     def rewrite(self, request: Request) -> Request:
         """Return the request as it is: CMRM acts inside the model."""
@@ -211,9 +212,12 @@ class Shift:
         ------
         UnsupportedRequest
             If a shift is applied to this model already.
+        WrongModel
+            If it was loaded from a bundle for another model.
         LayerOutOfRange, UnknownFamily
             If the model has no such blocks.
         """
+        self._check_model(model)
         anatomy = anatomy_of(model)
         layers = self.setting.chosen_layers(len(anatomy.blocks))
         anatomy.check_layers(layers)
@@ -244,9 +248,20 @@ class Shift:
         with editing(anatomy.blocks, edits), before, after:
             yield
 
+    def _check_model(self, model: PreTrainedModel) -> None:
+        """Check the binding once for every model object; later changes of it are not seen."""
+        if self._made_for is None:
+            return
+        card, processor, checked = self._made_for
+        if model not in checked:
+            check_binding(card, model, processor)
+            checked.add(model)
+
     def with_alpha(self, alpha: float) -> "Shift":
         """The same defense at another strength."""
-        return Shift(self.vectors, replace(self.setting, alpha=alpha), self.processor)
+        other = Shift(self.vectors, replace(self.setting, alpha=alpha), self.processor)
+        other._made_for = self._made_for
+        return other
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
         """Write the bundle: vectors as float32 safetensors, everything else in the card."""
@@ -290,7 +305,9 @@ class Shift:
         parameters = dict(card.parameters)
         if parameters["layers"] is not None:
             parameters["layers"] = tuple(parameters["layers"])
-        return cls(tensors["shift"], ShiftSetting(**parameters), processor)
+        shift = cls(tensors["shift"], ShiftSetting(**parameters), processor)
+        shift._made_for = card, processor, WeakSet([model])
+        return shift
 
 
 class _Session:
