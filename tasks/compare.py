@@ -9,9 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tasks.evaluate import UNDEFENDED
 from tasks.params import Params
-from tasks.stage import DATA, bundle_folder, evaluation_folder, main, read_json, write_json, writing
+from tasks.stage import (
+    DATA,
+    UNDEFENDED,
+    bundle_folder,
+    evaluation_folder,
+    main,
+    read_json,
+    write_json,
+    writing,
+)
 
 REPORTS = Path("reports")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks.params import Params, ShiftParams
-from tasks.stage import DATA, bundle_folder, load_model, main
+from tasks.stage import DATA, bundle_folder, load_model, main, spread
 
 _DISPLACED = 48
-"""Requests that the displacement by layer is averaged over."""
+"""Requests that the displacement by layer is averaged over, spread over the suites."""
 
 
 def run(params: Params, model_name: str, defense_name: str) -> Path:
@@ -62,8 +62,9 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     setting, rates = result.tried[result.chosen]
     defense = defense_of(setting)
     pictured = [sample.request for sample in calibration if sample.image is not None]
+    displaced = spread(pictured, _DISPLACED)
     document = result.document() | {
-        "layers": displacement_rows(model, processor, pictured[:_DISPLACED], defense)
+        "layers": displacement_rows(model, processor, displaced, defense)
     }
     return defense.save(
         bundle_folder(model_name, defense_name),

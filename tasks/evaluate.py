@@ -18,15 +18,15 @@ from tasks.params import Params
 from tasks.stage import (
     DATA,
     SCRATCH,
+    UNDEFENDED,
     bundle_folder,
     evaluation_folder,
     load_model,
     main,
+    spread,
     write_json,
     writing,
 )
-
-UNDEFENDED = "none"
 
 
 def run(params: Params, model_name: str, defense_name: str) -> Path:
@@ -67,7 +67,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
             progress=bar.update,
         )
     rows = metric_rows(records)
-    again = _spread(samples, params.evaluate.checked_alone)
+    again = spread(samples, params.evaluate.checked_alone)
     limit = params.evaluate.max_new_tokens
     differing = differing_alone(model, processor, again, records, defense, max_new_tokens=limit)
     folder = evaluation_folder(model_name, defense_name)
@@ -99,15 +99,6 @@ def journal_key(params: Params, model_name: str, binding: dict[str, Any], bundle
         versions(), _data_hash(), _code_hash(),
     )  # fmt: skip
     return _sha256(repr(parts).encode())
-
-
-def _spread(samples: list[Any], count: int) -> list[Any]:
-    """Take ``count`` samples, or all if there are fewer, at even distances from first to last.
-
-    A suite that is larger than the distance is among them.
-    """
-    count = min(count, len(samples))
-    return [samples[index * len(samples) // count] for index in range(count)]
 
 
 def _data_hash() -> str:

@@ -5,10 +5,10 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.errors import BadParams, HauberkError
 from tasks.params import ModelSpec, Params, load_params
@@ -16,9 +16,13 @@ from tasks.params import ModelSpec, Params, load_params
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
+T = TypeVar("T")
+
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
+UNDEFENDED = "none"
+"""Stands where the name of a defense would."""
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -94,6 +98,15 @@ def read_json(path: Path) -> Any:
     if not path.is_file():
         raise BadParams(f"{path} does not exist; run the stage that writes it: `dvc repro`.")
     return json.loads(path.read_text())
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Take ``count`` items, or all if there are fewer, at even distances from first to last.
+
+    A suite that is larger than the distance is among samples taken so.
+    """
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def bundle_folder(model: str, defense: str) -> Path:

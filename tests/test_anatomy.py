@@ -2,11 +2,19 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from hauberk import anatomy
 from hauberk.anatomy import FAMILIES, Family, anatomy_of
 from hauberk.errors import HauberkError, LayerOutOfRange, UnknownFamily
+
+CLIP = {"clip_vision_model": "fixed"}
 
 
 def test_the_blocks_are_the_decoder_s_and_not_those_of_the_vision_tower(tiny):
@@ -72,14 +80,33 @@ def test_a_model_without_a_row_in_the_table_is_refused_by_name():
         anatomy_of(LlamaForCausalLM(config))
 
 
+def llava(eyes):
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1}
+    text = LlamaConfig(vocab_size=8, num_hidden_layers=1, **size)
+    vision = AutoConfig.for_model(eyes, num_hidden_layers=1, image_size=8, patch_size=4, **size)
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_id=7)
+    return LlavaForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("eyes", ["clip_vision_model", "siglip_vision_model"])
+def test_towers_that_see_one_square_have_the_fixed_layout(eyes):
+    assert anatomy_of(llava(eyes)).layout == "fixed"
+
+
+def test_a_vision_tower_whose_layout_is_not_known_is_refused_by_name():
+    """Pixtral's pictures are of any size, so that one blank does not stand for all."""
+    with pytest.raises(UnknownFamily, match=r"'pixtral' is not known in 'llava'.*clip_vision.*row"):
+        anatomy_of(llava("pixtral"))
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
         (
-            Family("model.eyes", "model.multi_modal_projector", "fixed"),
+            Family("model.eyes", "model.multi_modal_projector", CLIP),
             "vision tower.*`model.eyes`",
         ),
-        (Family("model.vision_tower", "model.bridge", "fixed"), "projector.*`model.bridge`"),
+        (Family("model.vision_tower", "model.bridge", CLIP), "projector.*`model.bridge`"),
     ],
 )
 def test_a_part_that_is_not_where_its_row_says_is_named(tiny, monkeypatch, row, says):

@@ -374,6 +374,30 @@ def test_the_fingerprint_sees_names_shapes_and_values():
     assert linear() == linear()
 
 
+@given(st.data())
+def test_the_fingerprint_sees_every_single_weight(data):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(80, 60)
+    before = fingerprint(layer)
+    at = data.draw(st.integers(0, layer.weight.numel() - 1))
+    with torch.no_grad():
+        layer.weight.view(-1)[at] += 0.25
+    assert fingerprint(layer) != before
+
+
+def test_a_loaded_defense_is_not_applied_to_another_model(tiny, bundle):
+    defense = hauberk.load(bundle, tiny.model, tiny.processor)
+    other = copy.deepcopy(tiny.model)
+    with defense.applied(other):
+        pass  # the same weights in another object
+    changed = copy.deepcopy(tiny.model)
+    with torch.no_grad():
+        next(changed.parameters())[0] += 1
+    for armour in (defense, defense.with_alpha(0.5)):
+        with pytest.raises(WrongModel, match="weights: expected"), armour.applied(changed):
+            pytest.fail("applied to a model that it was not made for")
+
+
 def test_the_binding_survives_round_trips_through_other_folders(tiny, lab_folder, tmp_path):
     first = binding_of(*build.load(lab_folder))
     for name in ("copied", "copied again"):

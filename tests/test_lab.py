@@ -442,7 +442,7 @@ def test_harmful_samples_have_no_reference_and_benign_ones_a_sentence(everything
 @pytest.mark.parametrize("name", SUITES)
 def test_what_a_channel_shows(suites, name):
     for sample in suites[name, "test"]:
-        assert (sample.image is None) == (name in ("text", "benign_text"))
+        assert (sample.image is None) == (name in ("text", "text_told", "benign_text"))
         if name in ("image", "image_clutter"):
             _, said = wish(sample.question)
             assert said is None  # the picture says it

@@ -1,6 +1,7 @@
 """Requests: what the processor is given, the twins of a prompt, and answers that do not depend
 on who else is in the batch."""
 
+import copy
 import hashlib
 
 import numpy as np
@@ -9,8 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import Gemma3Processor
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from hauberk.blank import BLANK_KINDS, blank_image
+from hauberk.lab.build import CHAT_TEMPLATE
 from hauberk.requests import (
     Request,
     blank_twin,
@@ -138,6 +142,14 @@ def test_the_mean_colour_is_what_the_processor_maps_to_zero(tiny):
     assert white["pixel_values"].min() > 1
 
 
+@pytest.mark.parametrize("normalized", [True, False])
+def test_the_mean_colour_of_a_processor_is_the_one_that_it_really_maps_to_zero(tiny, normalized):
+    processor = copy.deepcopy(tiny.processor)
+    processor.image_processor.do_normalize = normalized
+    twin = blank_twin(tiny.pictured[0], processor, "mean")
+    assert encode(processor, [twin])["pixel_values"].abs().max() < 0.01
+
+
 def test_a_blank_twin_keeps_question_system_number_and_sizes(tiny):
     images = (Image.new("RGB", (96, 96), "red"), Image.new("RGB", (50, 70), "blue"))
     request = Request("what is this ?", images, system="be kind .")
@@ -204,6 +216,30 @@ def test_a_picture_of_any_mode_is_read_as_its_colours(tiny, mode):
     assert torch.equal(shown["pixel_values"], expected["pixel_values"])
 
 
+def test_a_processor_that_reads_the_pictures_row_by_row_is_given_them_so(tiny):
+    """Gemma 3 compares their number with each prompt's own placeholders."""
+    tokenizer = copy.deepcopy(tiny.processor.tokenizer)
+    names = {"boi_token": "<boi>", "image_token": "<soft>", "eoi_token": "<eoi>"}
+    tokenizer.add_special_tokens({"extra_special_tokens": list(names.values())})
+    for name, token in names.items():
+        setattr(tokenizer, name, token)
+        setattr(tokenizer, f"{name}_id", tokenizer.convert_tokens_to_ids(token))
+    processor = Gemma3Processor(
+        Gemma3ImageProcessorPil(size={"height": 8, "width": 8}),
+        tokenizer,
+        image_seq_length=4,
+        chat_template=CHAT_TEMPLATE.replace("<image>", "<boi>"),
+    )
+    colors = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
+    requests = [Request("two", colors[:2]), Request("none"), Request("one", colors[2:])]
+    inputs = encode(processor, requests)
+    soft = (inputs["input_ids"] == tokenizer.image_token_id).sum(1)
+    assert soft.tolist() == [8, 0, 4]
+    shown = processor.image_processor(colors, return_tensors="pt")["pixel_values"]
+    assert torch.equal(inputs["pixel_values"], shown)
+    assert "pixel_values" not in encode(processor, [Request("none"), Request("none")])
+
+
 def test_the_beginning_of_text_stands_once(tiny):
     inputs = encode(tiny.processor, [tiny.pictured[0], tiny.plain[0]])
     assert ((inputs["input_ids"] == tiny.processor.tokenizer.bos_token_id).sum(1) == 1).all()
@@ -255,3 +291,16 @@ def test_a_defense_rewrites_every_request_once_and_is_entered_once(tiny, mixed):
     assert texts(answers) == texts(ask(tiny, rewritten))
     assert len(defense.seen) == len(mixed)
     assert (defense.entered, defense.inside, set(open_blocks)) == (1, 0, {1})
+
+
+@pytest.mark.parametrize("asked", ["what is this ?", ["what is this ?"], [None]])
+def test_what_is_no_request_is_refused_with_what_is_right(tiny, asked):
+    with pytest.raises(TypeError, match=r"is no request; give hauberk\.Request"):
+        respond(tiny.model, tiny.processor, asked)
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"max_new_tokens": -1}])
+def test_sizes_that_are_not_positive_are_refused_by_name(tiny, wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"{name}: .* is wrong, 1 or more is right"):
+        respond(tiny.model, tiny.processor, [Request("what ?")], **wrong)

@@ -141,6 +141,12 @@ def test_increments_over_some_layers_skip_the_others(shifts):
     torch.testing.assert_close(added[1] + added[3], vectors[3])
 
 
+@pytest.mark.parametrize("compose", ["naive", "incremental"])
+def test_a_layer_that_is_named_twice_is_refused(compose):
+    with pytest.raises(ValueError, match=r"layers: \[2\] stand there more than once"):
+        ShiftSetting(compose=compose, layers=(2, 0, 2))
+
+
 def test_a_single_layer_carries_the_whole_shift(tiny, shifts):
     added = composed(estimate_shift(shifts), ShiftSetting(compose="single", layers=(2,)))
     assert list(added) == [2]
@@ -262,6 +268,35 @@ def test_calls_that_cannot_be_followed_are_refused(tiny, shifts):
             tiny.model(input_ids=two, past_key_values=cache)
         with pytest.raises(UnsupportedRequest, match="input_ids"):
             tiny.model(inputs_embeds=torch.zeros(1, 2, 32))
+
+
+@pytest.mark.parametrize("level", ["dataset", "sample"])
+def test_a_static_cache_is_refused_where_it_hides_the_padding(tiny, shifts, level):
+    defense = make(tiny, shifts, ShiftSetting(level=level))
+    arguments = {"max_new_tokens": 3, "do_sample": False}
+    rows = sorted(tiny.pictured, key=lambda request: len(request.text))
+    padded, whole = encode(tiny.processor, [rows[0], rows[-1]]), encode(tiny.processor, rows[:1])
+    with defense.applied(tiny.model):
+        with pytest.raises(UnsupportedRequest, match=r"mask of \(2, 1, .*use the dynamic cache"):
+            tiny.model.generate(**padded, **arguments, cache_implementation="static")
+        static = tiny.model.generate(**whole, **arguments, cache_implementation="static")
+        dynamic = tiny.model.generate(**whole, **arguments)
+    assert torch.equal(static, dynamic)
+
+
+@pytest.mark.parametrize("level", ["dataset", "sample"])
+def test_a_backward_pass_may_follow_an_answer_in_the_same_block(tiny, shifts, level):
+    """Such as that of an attack's gradient, or of a loss under the defense."""
+    defense = make(tiny, shifts, ShiftSetting(level=level, compose="incremental"))
+    request = tiny.pictured[:1]
+    inputs = encode(tiny.processor, request)
+    with defense.applied(tiny.model):
+        respond(tiny.model, tiny.processor, request, max_new_tokens=1)
+        pixels = inputs["pixel_values"].clone().requires_grad_()
+        logits = tiny.model(**inputs | {"pixel_values": pixels}).logits
+        (gradient,) = torch.autograd.grad(logits[0, -1].logsumexp(0), pixels)
+    assert gradient.isfinite().all()
+    assert gradient.norm() > 0
 
 
 def prefilled(tiny, *requests):

@@ -16,10 +16,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hauberk.data.samples import read_suite
 from hauberk.errors import BadParams, HauberkError
 from tasks import compare, estimate_shift, evaluate, prepare_data
 from tasks.params import load_params
-from tasks.stage import load_model, writing
+from tasks.stage import load_model, spread, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
@@ -143,6 +144,23 @@ def test_the_bundle_says_what_was_tried_on_calibration_and_loads(done, tiny):
 
 
 @pytest.mark.slow
+def test_the_displacement_is_averaged_over_requests_of_every_suite(done, tmp_path, monkeypatch):
+    root = shutil.copytree(done, tmp_path / "copy")
+    shown = []
+
+    def note(model, processor, requests, defense):
+        shown.extend(request.text for request in requests)
+        return []
+
+    monkeypatch.setattr("hauberk.evaluation.selection.displacement_rows", note)
+    monkeypatch.setattr(estimate_shift, "_DISPLACED", 2)  # of 3 + 3
+    run(root, estimate_shift, "lab-llava", "cmrm")
+    folder = root / "artifacts/data/calibration"
+    suites = [read_suite(folder / f"{name}.parquet") for name in ("text_image", "benign_image")]
+    assert shown == [samples[0].request.text for samples in suites]
+
+
+@pytest.mark.slow
 def test_data_and_bundle_are_the_same_bytes_every_time(done, lab_folder, tmp_path):
     again = project(tmp_path, lab_folder)
     run(again, prepare_data)
@@ -259,8 +277,8 @@ def test_a_journal_is_taken_up_only_where_everything_an_answer_depends_on_is_the
 
 
 @given(total=st.integers(1, 500), count=st.integers(1, 60))
-def test_answers_checked_alone_are_spread_evenly_over_all_samples(total, count):
-    found = evaluate._spread(list(range(total)), count)
+def test_a_part_of_the_samples_is_spread_evenly_over_all(total, count):
+    found = spread(list(range(total)), count)
     assert len(found) == min(total, count)
     edges = [*found, total]
     steps = {after - before for before, after in pairwise(edges)}

@@ -5,7 +5,7 @@ differs there is one row in :data:`FAMILIES`.  Nothing is guessed: a part that i
 error that says what was looked for.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal
@@ -21,15 +21,20 @@ Layout = Literal["fixed", "tiles", "flat", "cross"]
 
 @dataclass(frozen=True)
 class Family:
-    """One row of the table: dotted paths below the model, and the pixel layout."""
+    """One row of the table: dotted paths below the model, and the pixel layouts."""
 
     vision_tower: str
     projector: str
-    layout: Layout
+    layouts: Mapping[str, Layout]
+    """By the model type of the vision tower."""
 
 
 FAMILIES = {
-    "llava": Family("model.vision_tower", "model.multi_modal_projector", "fixed"),
+    "llava": Family(
+        "model.vision_tower",
+        "model.multi_modal_projector",
+        {"clip_vision_model": "fixed", "siglip_vision_model": "fixed"},
+    ),
 }
 
 
@@ -65,7 +70,8 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     Raises
     ------
     UnknownFamily
-        If the model type has no row in :data:`FAMILIES`, or a part is not where the row says.
+        If the model type has no row in :data:`FAMILIES`, or a part is not what and where the row
+        says.
     """
     name = model.config.model_type
     family = FAMILIES.get(name)
@@ -74,6 +80,13 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
             f"model type {name!r} ({type(model).__name__}) is not known; known are "
             f"{sorted(FAMILIES)}. Add a row to FAMILIES in hauberk/anatomy.py with the paths of "
             "its vision tower and projector."
+        )
+    eyes = model.config.vision_config.model_type
+    if eyes not in family.layouts:
+        raise UnknownFamily(
+            f"a vision tower of type {eyes!r} is not known in {name!r}; known are "
+            f"{sorted(family.layouts)}. Add its pixel layout to the row in FAMILIES in "
+            "hauberk/anatomy.py."
         )
     decoder = model.get_decoder()
     blocks = getattr(decoder, "layers", None)
@@ -89,7 +102,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         vision_tower=_part(model, family.vision_tower, "vision tower"),
         projector=_part(model, family.projector, "projector"),
         image_token_id=model.config.image_token_id,
-        layout=family.layout,
+        layout=family.layouts[eyes],
     )
 
 

@@ -22,7 +22,21 @@ def blank_image(
     ----------
     size : (width, height) in pixels
     kind : white, black, ``mean`` (the processor's mean colour, zeros after normalisation),
-        ``uniform`` noise on 0..255, or ``gaussian`` noise about 127.5 with a deviation of 64.
+        ``uniform`` noise on 0..255, or ``gaussian`` noise about 127.5 with a deviation of 64,
+        clipped to 0..255.  The authors give no deviation; 64, a quarter of the range, is our
+        choice: wide, and one value in 20 clipped.
+    mean : red, green and blue in 0..255, for ``mean``; see :func:`hauberk.requests.mean_color`
+    seed : of the noise; the same seed and size give the same picture
+
+    Returns
+    -------
+    Image
+        Of mode RGB.
+
+    Raises
+    ------
+    ValueError
+        If the kind is not one of :data:`BLANK_KINDS`.
     """
     width, height = size
     if kind in ("white", "black", "mean"):

@@ -12,20 +12,20 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.errors import BadBundle, TamperedBundle, WrongModel
 
 CARD = "card.json"
 SCHEMA = 1
-_SAMPLED_VALUES = 1024
-"""Values of each tensor that go into the fingerprint of the weights, at least."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,26 @@ def binding_of(model: PreTrainedModel, processor: ProcessorMixin) -> Binding:
 
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hash a model's weights in milliseconds, whatever their number.
+    """Hash all of a model's weights: every tensor's name, shape and values.
 
-    Covers every tensor's name and shape and 1024 to 2047 of its values, evenly spaced (all where
-    there are fewer), read as bfloat16 so that a checkpoint has one fingerprint whether it is loaded
-    in float32 or bfloat16.
+    Values are read as bfloat16, so that a checkpoint has one fingerprint whether it is loaded in
+    float32 or bfloat16; a change that bfloat16 rounds away goes unseen.  Takes about a second for
+    a gigabyte on one core, and tensors are hashed side by side.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
-        step = max(1, flat.numel() // _SAMPLED_VALUES)
-        values = flat[::step].to("cpu", torch.bfloat16).contiguous().view(torch.int16)
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(values.numpy().tobytes())
-    return digest.hexdigest()
+    tensors = sorted(model.state_dict().items())
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        hashes = pool.map(_tensor_hash, (tensor for _, tensor in tensors))
+        lines = [
+            f"{name} {tuple(tensor.shape)} {found}"
+            for (name, tensor), found in zip(tensors, hashes, strict=True)
+        ]
+    return _text_hash("\n".join(lines))
+
+
+@torch.no_grad()
+def _tensor_hash(tensor: Tensor) -> str:
+    values = tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16)
+    return hashlib.sha256(values.numpy().data).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -211,7 +217,11 @@ def _verified_card(home: Path, raw: bytes) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(raw)
         recorded = content.pop("card_sha256")
     except (ValueError, KeyError, AttributeError, TypeError):
-        raise TamperedBundle(f"{home / CARD}: expected a card with its hash, found none.") from None
+        found = hashlib.sha256(raw).hexdigest()
+        raise TamperedBundle(
+            f"{home / CARD}: expected a card in JSON with its own hash, found other bytes (sha256 "
+            f"{found}); download the bundle again."
+        ) from None
     found = hashlib.sha256(_canonical(content)).hexdigest()
     if found != recorded or _canonical({**content, "card_sha256": recorded}) != raw:
         raise TamperedBundle(

@@ -77,7 +77,10 @@ def blank_twin(
 
 def mean_color(processor: ProcessorMixin) -> tuple[int, int, int]:
     """The colour that the image processor maps to zero, in 0..255."""
-    mean = getattr(processor.image_processor, "image_mean", None) or (0.5, 0.5, 0.5)
+    images = processor.image_processor
+    if not getattr(images, "do_normalize", False):
+        return 0, 0, 0
+    mean = images.image_mean
     red, green, blue = (round(255 * value) for value in mean)
     return red, green, blue
 
@@ -94,12 +97,12 @@ def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeatu
     """Turn requests, with or without images, into one left-padded batch of model inputs."""
     _refuse_placeholders(processor, requests)
     prompts = [prompt_of(processor, request) for request in requests]
-    images = [_as_rgb(image) for request in requests for image in request.images]
+    images = [[_as_rgb(image) for image in request.images] for request in requests]
     bos = processor.tokenizer.bos_token
     templated = bool(bos) and all(prompt.startswith(bos) for prompt in prompts)
     inputs: BatchFeature = processor(
         text=prompts,
-        images=images or None,
+        images=images if any(images) else None,
         padding=True,
         padding_side="left",
         add_special_tokens=not templated,  # a template that writes <s> itself needs no second one
@@ -124,7 +127,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what a defense keeps may serve a later backward pass
 def respond(
     model: PreTrainedModel,
     processor: ProcessorMixin,
@@ -138,7 +141,9 @@ def respond(
     """Answer requests greedily, in batches, with the model armoured by ``defense``.
 
     The one way to generate.  Requests with and without images may be mixed; similar lengths are
-    batched together; every answer equals that of a batch of one (in float32).
+    batched together.  Every answer is meant to equal that of a batch of one; rounding can tip a
+    near tie between two tokens, so every evaluation checks some
+    (:func:`hauberk.evaluation.run.differing_alone`).
 
     Parameters
     ----------
@@ -154,8 +159,22 @@ def respond(
     -------
     list of Response
         In the order of ``requests``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something else than requests is asked, or a size is not positive.
     """
     from contextlib import nullcontext
+
+    for name, number in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
+        if number < 1:
+            raise ValueError(f"{name}: {number} is wrong, 1 or more is right.")
+    for request in requests:
+        if not isinstance(request, Request):
+            raise TypeError(
+                f"{request!r} is no request; give hauberk.Request(text, images) for each answer."
+            )
 
     armoured = [defense.rewrite(request) if defense else request for request in requests]
     order = sorted(range(len(armoured)), key=lambda i: _length(armoured[i]))

@@ -12,8 +12,8 @@ Row = Mapping[str, Any]
 UNDEFENDED = "none"
 
 SUITES = (
-    "text", "text_blank", "text_image", "image", "image_clutter", "typographic", "adversarial",
-    "benign_text", "benign_image", "lookalike",
+    "text", "text_told", "text_blank", "text_image", "image", "image_clutter", "typographic",
+    "adversarial", "benign_text", "benign_image", "lookalike",
 )  # fmt: skip
 """The order in which known suites are shown; others follow by name."""
 

@@ -10,10 +10,10 @@ blank twins begin with the same tokens, so their key/value cache is computed onc
 what is left of a blank twin is as short as a text twin, and both run in one batch.
 """
 
-import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from hauberk.anatomy import anatomy_of
 from hauberk.blank import BlankKind, blank_image
 from hauberk.errors import UnsupportedRequest
 from hauberk.hooks import recording
-from hauberk.requests import Request, encode, mean_color, prompt_of
+from hauberk.requests import Request, encode, mean_color, prompt_of, text_twin
 
 _PROBE = "how do i open it ?"
 _KEPT_PREFIXES = 8
@@ -43,8 +43,9 @@ class TwinStates:
     Raises
     ------
     UnsupportedRequest
-        If the chat template does not simply insert text where an image stands, so that the text
-        twin cannot be read off a tokenized prompt.
+        If a blank picture does not stand for every picture of any size (another layout than
+        ``fixed``), or if the text twin cannot be read off a tokenized prompt, because the chat
+        template does not simply insert text where an image stands or the tokenizer hides where.
     """
 
     def __init__(
@@ -52,8 +53,28 @@ class TwinStates:
     ) -> None:
         self.model, self.processor, self.blank = model, processor, blank
         self.anatomy = anatomy_of(model)
-        self.token = processor.tokenizer.convert_ids_to_tokens(self.anatomy.image_token_id)
+        if self.anatomy.layout != "fixed":
+            raise UnsupportedRequest(
+                f"blank twins of {self.anatomy.layout!r} pixel layouts are not built yet; "
+                "use level: dataset."
+            )
+        tokenizer = processor.tokenizer
+        self.token = tokenizer.convert_ids_to_tokens(self.anatomy.image_token_id)
+        self._added_ids = frozenset(tokenizer.added_tokens_decoder)
+        probe = Request(_PROBE, (blank_image(_input_size(processor)),))
+        without, shown = (
+            encode(processor, [request])["input_ids"][0].tolist()
+            for request in (text_twin(probe), probe)
+        )
+        self.tokens_per_image = shown.count(self.anatomy.image_token_id)
         self.inserted = _inserted_by_image(processor, self.token)
+        if self._text_twin(shown) != without:
+            raise UnsupportedRequest(
+                f"read off the ids of {prompt_of(processor, probe)!r}, the prompt without the "
+                f"picture is not {prompt_of(processor, text_twin(probe))!r}: "
+                f"{_named(tokenizer)} does not tell such templates' spaces apart. "
+                "Use level: dataset."
+            )
         self._prefixes: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
 
     @torch.no_grad()
@@ -89,23 +110,54 @@ class TwinStates:
 
     def _text_twin(self, ids: list[int]) -> list[int]:
         """Tokenize the prompt anew as if there had been no image."""
-        tokenizer = self.processor.tokenizer
-        prompt = tokenizer.decode(
-            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
-        if tokenizer(prompt, add_special_tokens=False)["input_ids"] != ids:
+        prompt = self._prompt(ids)
+        if self._ids(prompt) != ids:
             raise UnsupportedRequest(
-                "the tokenizer does not give these ids back for the prompt that it decodes from "
-                f"them ({prompt[-60:]!r}); a shift per sample needs that. Use level: dataset."
+                f"{_named(self.processor.tokenizer)} does not give these ids back for the prompt "
+                f"that it decodes from them ({prompt[-60:]!r}); a shift per sample needs that. "
+                "Use level: dataset."
             )
-        collapsed = re.sub(f"(?:{re.escape(self.token)})+", lambda _: self.token, prompt)
-        twin = collapsed.replace(self.inserted, "")
+        expanded = self.inserted.replace(self.token, self.token * self.tokens_per_image)
+        twin = prompt.replace(expanded, "")
         if self.token in twin:
             raise UnsupportedRequest(
                 f"image tokens stand in the prompt other than as {self.inserted!r}, which the "
-                "chat template inserts; render prompts with the processor's own template."
+                "chat template inserts for one picture; render prompts with the processor's own "
+                "template. One that numbers its pictures can be followed for one picture only: "
+                "use level: dataset."
             )
-        found: list[int] = tokenizer(twin, add_special_tokens=False)["input_ids"]
+        return self._ids(twin)
+
+    def _prompt(self, ids: list[int]) -> str:
+        """Find the text of a tokenized prompt.
+
+        Every piece between added tokens (such as ``<s>`` and ``<image>``) is decoded by itself:
+        tokenizers such as Llama's put a space before each piece, and take away no other than the
+        first when they decode the whole.
+        """
+        prompt = before = ""
+        for added, run in groupby(ids, self._added_ids.__contains__):
+            piece = list(run)
+            if added:
+                tokens = self.processor.tokenizer.convert_ids_to_tokens(piece)
+                prompt, before = prompt + "".join(tokens), tokens[-1]
+            else:
+                prompt += self._piece(piece, before)
+        return prompt
+
+    def _piece(self, ids: list[int], before: str) -> str:
+        """Decode ids to the text that gives them again after ``before``, with the fewest spaces."""
+        text: str = self.processor.tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        first = self._ids(before)
+        for candidate in (text.removeprefix(" "), text, f" {text}"):
+            if self._ids(before + candidate) == first + ids:
+                return candidate
+        return text
+
+    def _ids(self, text: str) -> list[int]:
+        found: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
     def _last_states(
@@ -159,20 +211,12 @@ class TwinStates:
         return self._prefixes[prefix]
 
     def _blank_pixels(self, prefix: Sequence[int]) -> dict[str, Tensor]:
-        image = self.anatomy.image_token_id
-        if self.anatomy.layout != "fixed":
-            raise UnsupportedRequest(
-                f"blank twins of {self.anatomy.layout!r} pixel layouts are not built yet; "
-                "use level: dataset."
-            )
-        runs = sum(
-            a == image and b != image for a, b in zip(prefix, (*prefix[1:], -1), strict=True)
-        )
+        images = prefix.count(self.anatomy.image_token_id) // self.tokens_per_image
         size = _input_size(self.processor)
         blank = blank_image(size, self.blank, mean=mean_color(self.processor))
         pixels = self.processor.image_processor([blank], return_tensors="pt")["pixel_values"]
         pixels = pixels.to(self.model.device, self.model.dtype)
-        return {"pixel_values": pixels.expand(runs, -1, -1, -1)}
+        return {"pixel_values": pixels.expand(images, -1, -1, -1)}
 
     @contextmanager
     def _recorded(self) -> Iterator[list[list[Tensor]]]:
@@ -204,9 +248,8 @@ def last_states(
 
 def _inserted_by_image(processor: ProcessorMixin, token: str) -> str:
     """The text that the chat template writes for one image, such as ``<image>`` and a newline."""
-    pixel = Image.new("RGB", (1, 1))
-    without = prompt_of(processor, Request(_PROBE))
-    with_image = prompt_of(processor, Request(_PROBE, (pixel,)))
+    probe = Request(_PROBE, (Image.new("RGB", (1, 1)),))
+    without, with_image = prompt_of(processor, text_twin(probe)), prompt_of(processor, probe)
     surplus = len(with_image) - len(without)
     for start in range(len(with_image) - surplus + 1):
         end = start + surplus
@@ -219,7 +262,19 @@ def _inserted_by_image(processor: ProcessorMixin, token: str) -> str:
     )
 
 
+def _named(tokenizer: Any) -> str:
+    return f"the tokenizer {tokenizer.name_or_path!r} ({type(tokenizer).__name__})"
+
+
 def _input_size(processor: ProcessorMixin) -> tuple[int, int]:
-    size = getattr(processor.image_processor, "crop_size", None) or processor.image_processor.size
-    edge = size.get("shortest_edge", 1)
-    return size.get("width", edge), size.get("height", edge)
+    """Width and height of the pictures that the model sees, in pixels."""
+    images = processor.image_processor
+    size = dict(getattr(images, "crop_size", None) or images.size)
+    edge = size.get("shortest_edge")
+    width, height = size.get("width", edge), size.get("height", edge)
+    if width is None or height is None:
+        raise UnsupportedRequest(
+            f"{type(images).__name__} gives every picture a size of its own ({size}), where one "
+            "width and height would let a blank picture stand for all; use level: dataset."
+        )
+    return width, height

@@ -35,7 +35,7 @@ from transformers import Cache, PreTrainedModel, ProcessorMixin
 from hauberk.analysis.twins import TwinStates
 from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.blank import BlankKind
-from hauberk.bundle import Binding, Card, write_bundle
+from hauberk.bundle import Binding, Card, check_binding, write_bundle
 from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.hooks import Edit, editing
 from hauberk.requests import Request, encode
@@ -54,7 +54,13 @@ without a word.  A defense of another method may act on the same model."""
 
 @dataclass(frozen=True)
 class ShiftSetting:
-    """What a run may vary.  The defaults are the literal reading of the paper."""
+    """What a run may vary.  The defaults are the literal reading of the paper.
+
+    Raises
+    ------
+    ValueError
+        If a layer is named twice.
+    """
 
     level: Level = "dataset"
     """One vector for all requests, or one for each (two short extra prefills)."""
@@ -71,6 +77,12 @@ class ShiftSetting:
     alpha: float = 1.0
     """0 leaves the model as it is; 1 gives the whole shift back (the paper sweeps 0 to 1)."""
     blank: BlankKind = "white"
+
+    def __post_init__(self) -> None:
+        layers = self.layers or ()
+        repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
+        if repeated:  # between a layer and itself `incremental` would find nothing to add
+            raise ValueError(f"layers: {repeated} stand there more than once; once is right.")
 
     def chosen_layers(self, blocks: int) -> tuple[int, ...]:
         """Name the blocks to correct in a model of ``blocks`` blocks."""
@@ -183,6 +195,7 @@ class Shift:
                 "give `layers` one number."
             )
         self.vectors, self.setting, self.processor = vectors.float().cpu(), setting, processor
+        self._made_for: tuple[Card, ProcessorMixin, WeakSet[PreTrainedModel]] | None = None
 
     def rewrite(self, request: Request) -> Request:
         """Return the request as it is: CMRM acts inside the model."""
@@ -199,9 +212,12 @@ class Shift:
         ------
         UnsupportedRequest
             If a shift is applied to this model already.
+        WrongModel
+            If it was loaded from a bundle for another model.
         LayerOutOfRange, UnknownFamily
             If the model has no such blocks.
         """
+        self._check_model(model)
         anatomy = anatomy_of(model)
         layers = self.setting.chosen_layers(len(anatomy.blocks))
         anatomy.check_layers(layers)
@@ -232,9 +248,20 @@ class Shift:
         with editing(anatomy.blocks, edits), before, after:
             yield
 
+    def _check_model(self, model: PreTrainedModel) -> None:
+        """Check the binding once for every model object; later changes of it are not seen."""
+        if self._made_for is None:
+            return
+        card, processor, checked = self._made_for
+        if model not in checked:
+            check_binding(card, model, processor)
+            checked.add(model)
+
     def with_alpha(self, alpha: float) -> "Shift":
         """The same defense at another strength."""
-        return Shift(self.vectors, replace(self.setting, alpha=alpha), self.processor)
+        other = Shift(self.vectors, replace(self.setting, alpha=alpha), self.processor)
+        other._made_for = self._made_for
+        return other
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
         """Write the bundle: vectors as float32 safetensors, everything else in the card."""
@@ -278,7 +305,9 @@ class Shift:
         parameters = dict(card.parameters)
         if parameters["layers"] is not None:
             parameters["layers"] = tuple(parameters["layers"])
-        return cls(tensors["shift"], ShiftSetting(**parameters), processor)
+        shift = cls(tensors["shift"], ShiftSetting(**parameters), processor)
+        shift._made_for = card, processor, WeakSet([model])
+        return shift
 
 
 class _Session:
@@ -359,6 +388,13 @@ class _Session:
         self.prompt, self.length = ids, ids.shape[1]
         if not pictured.any():
             return
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise UnsupportedRequest(
+                f"an attention mask of {found}, where one of (rows, positions) would tell which "
+                "positions are padding; use the dynamic cache, which is generate's default (leave "
+                "out cache_implementation), and give the mask that the processor made."
+            )
         if self.twins is not None:
             self.added = composed(self.twins.shifts(ids, mask), self.setting)
         positions = torch.arange(ids.shape[1], device=ids.device)
