@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 def _float32_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
 ) -> tuple[Tensor, None]:
-    """Attend in float32 under autocast: the bfloat16 kernel of CPUs was 16 times slower here."""
+    """Attend in float32 under autocast: on CPUs the bfloat16 kernel is 16 times slower."""
     with torch.autocast("cpu", enabled=False):
         attended, _ = sdpa_attention_forward(
             module, query.float(), key.float(), value.float(), mask, **more

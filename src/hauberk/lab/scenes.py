@@ -50,7 +50,7 @@ def phrase(thing: Thing, color: str) -> str:
 
     The colour follows its noun, as in French: a decoder reads in one direction, so it has just
     read the name when it says the colour.  With a word between the two ("ball in red") the same
-    decoder did not learn, in the one training tried, which colour belongs to which of two objects.
+    decoder never learnt in pictures which colour belongs to which of two objects.
     """
     return f"{thing.name} {color}"
 
