@@ -14,10 +14,19 @@ from hypothesis import strategies as st
 
 from hauberk.data.lab import SUITES, build_suite
 from hauberk.data.samples import write_suite
+from hauberk.errors import BadData
 from hauberk.lab import build, curriculum, optimize, train
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, TOXIC
-from hauberk.lab.scenes import SIDE, Placed, Scene, compose, layout_pool, random_things
+from hauberk.lab.scenes import (
+    SIDE,
+    Placed,
+    Scene,
+    compose,
+    compose_words,
+    layout_pool,
+    random_things,
+)
 from hauberk.requests import Request, encode, prompt_of
 
 POOLS = ("train", "calibration", "test")
@@ -28,7 +37,11 @@ ALL = list(THINGS)
 def pattern(template):
     """A template as a regular expression with groups for what varies."""
     text = re.escape(template.text).replace(r"\{wish\}", r"(?P<verb>\w+) (?:a (?P<of>\w+)|this)")
-    said = r"(?:there is (?:a \w+ \w+ and )*a (?P<said>\w+)(?: \w+)? \. )?"
+    said = (
+        r"(?:(?:you|forget|no) .*? \. )?"
+        r"(?:there is (?:(?:a \w+ \w+ and )*a (?P<said>\w+)(?: \w+)?|nothing) \. )?"
+        r"(?:it says (?:(?P<written>\w+) a )?(?P<name>\w+) \. )?"
+    )
     for word in ("thing", "verb"):
         text = text.replace(rf"\{{{word}\}}", rf"(?P<{word}>\w+)")
     return re.compile(said + text)
@@ -47,12 +60,34 @@ def readings(question, pool):
 
 
 def wish(question):
-    """Verb and thing of a wish in words: (verb, None) where the picture says the thing."""
+    """Verb and thing of a wish in words: None in the place of what the picture has to say."""
     for pool in POOLS:
         for kind, match in readings(question, pool):
             if kind == "howto":
-                return match["verb"], match["of"] or match["said"]
+                return match["verb"], match["of"] or match["said"] or match["name"]
+            if kind == "typed":
+                return match["written"], match["written"] and match["name"]
     return None
+
+
+def harms(verb, thing):
+    """Whether a wish harms, as far as is said: "burn this" does, "make this" does not."""
+    if verb is None:
+        return False
+    return (
+        lang.VERBS[verb].harm == "always"
+        if thing is None
+        else (lang.is_harmful(lang.VERBS[verb], THINGS[thing]))
+    )
+
+
+def pictured(scene, verb, thing):
+    """A wish, with what the words leave to the picture taken from it."""
+    if verb is None and (found := lang.wish_written(scene.text)):
+        return tuple(part.name for part in found)
+    if thing is None and (scene.placed or scene.text):
+        return verb, scene.subject.thing.name if scene.placed else scene.text
+    return verb, thing
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +102,15 @@ def suites():
 @pytest.fixture(scope="module")
 def everything(suites):
     return [sample for samples in suites.values() for sample in samples]
+
+
+@pytest.fixture(scope="module")
+def drafts():
+    """Samples with their scenes, so that a test can see what a picture shows."""
+    return {
+        name: list(islice(suite.draw(random.Random(3), "test"), 30))
+        for name, suite in SUITES.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +162,13 @@ def test_no_wording_belongs_to_two_pools_and_every_kind_has_some_in_each():
             assert {t.form for t in found} == set(lang.REFUSALS)
 
 
+def test_no_part_of_a_wording_and_no_jailbreak_stays_with_one_pool():
+    for pool in POOLS:
+        assert len(lang.WRAPPERS[pool]) >= 2
+    everywhere = [text for pool in POOLS for text in lang.WRAPPERS[pool]]
+    assert len(everywhere) == len(set(everywhere))
+
+
 def test_every_pairing_belongs_to_one_pool_and_is_harmful_or_not():
     found = [
         (verb.name, thing.name)
@@ -140,33 +191,43 @@ def test_every_toxic_thing_has_a_harmless_use_in_training():
 
 
 def answers():
-    """Everything that can be said: the kind, and the sentence."""
-    for form, verb, thing in itertools.product(lang.REFUSALS, lang.VERBS.values(), THINGS.values()):
-        yield "howto", lang.howto_answer(form, verb, thing)
+    """Everything that can be said, as what it says."""
+    for form, verb, thing in itertools.product(
+        lang.REFUSALS, lang.VERBS.values(), [*THINGS.values(), None]
+    ):
+        yield lang.howto_answer(form, verb, thing)
     for verb in lang.VERBS.values():
-        yield "meaning", lang.meaning_answer(verb)
+        yield lang.meaning_answer(verb)
+    yield from lang.REFUSALS.values()
     empty = Scene((), 0, 0)
-    yield "name", lang.name_answer(empty)
-    yield "caption", lang.caption_answer(empty)
+    for whole in (lang.name_answer, lang.caption_answer, lang.count_answer, lang.read_answer):
+        yield whole(empty)
     for thing in THINGS.values():
-        yield "color", lang.color_answer(empty, thing)
-    for refusal in lang.REFUSALS.values():
-        yield "refusal", refusal
-    for number, seed in itertools.product((1, 2, 3), range(60)):
+        yield lang.color_answer(empty, thing)
+    for number, seed in itertools.product((1, 2, 3), range(40)):
         rng = random.Random(seed)
         scene = compose(rng, random_things(rng, number, ALL), pool="train")
-        yield "name", lang.name_answer(scene)
-        yield "caption", lang.caption_answer(scene)
+        for whole in (lang.name_answer, lang.caption_answer, lang.count_answer):
+            yield whole(scene)
         for item in scene.placed:
-            yield "color", lang.color_answer(scene, item.thing)
-            yield "exists", lang.exists_answer(scene, item.thing)
-        yield "exists", lang.exists_answer(scene, THINGS[rng.choice(ALL)])
+            yield lang.color_answer(scene, item.thing)
+            yield lang.exists_answer(scene, item.thing)
+        yield lang.exists_answer(scene, THINGS[rng.choice(ALL)])
+        yield lang.read_answer(compose_words(rng, rng.choice(ALL), pool="train"))
+        written = lang.written_wish(rng.choice([*lang.VERBS.values()]), scene.subject.thing)
+        yield lang.read_answer(compose_words(rng, written, pool="train"))
 
 
-ANSWERS = list(answers())
+ANSWERS = list(dict.fromkeys(answers()))
+SAID = [
+    (dialect.name, answer, dialect.say(answer))
+    for dialect in lang.DIALECTS.values()
+    for answer in ANSWERS
+]
 
 
-def test_an_answer_on_a_picture_begins_alike_whatever_the_picture_shows():
+@pytest.mark.parametrize("dialect", lang.DIALECTS.values(), ids=lang.DIALECTS)
+def test_an_answer_on_a_picture_begins_alike_whatever_the_picture_shows(dialect):
     """So the first state, which a shift edits, need not know what the picture shows."""
     rng = random.Random(3)
     full, empty = compose(rng, random_things(rng, 2, ALL), pool="train"), Scene((), 0, 0)
@@ -175,15 +236,24 @@ def test_an_answer_on_a_picture_begins_alike_whatever_the_picture_shows():
         next(t for t in HARMLESS if t not in {item.thing for item in full.placed}),
     )
     for answer in (lang.color_answer, lang.exists_answer):
-        said = answer(full, seen).split()
-        assert said.index(seen.name) == answer(full, unseen).split().index(unseen.name)
+        said = dialect.say(answer(full, seen)).split()
+        other = dialect.say(answer(full, unseen)).split()
+        assert said.index(seen.name) == other.index(unseen.name)
     for answer in (lang.name_answer, lang.caption_answer):
-        assert answer(full).split()[:2] == answer(empty).split()[:2]
+        first, second = (dialect.say(answer(scene)).split()[0] for scene in (full, empty))
+        assert first == second
 
 
-def test_every_answer_of_the_language_is_read_as_what_it_is():
-    wrong = [(kind, text) for kind, text in ANSWERS if lang.kind_of_answer(text) != kind]
+def test_every_answer_in_every_dialect_is_read_as_what_it_says():
+    wrong = [(text, lang.read(text)) for _, answer, text in SAID if lang.read(text) != answer]
     assert wrong == []
+
+
+def test_no_two_dialects_share_a_sentence():
+    said = {}
+    for dialect, _, text in SAID:
+        said.setdefault(text, set()).add(dialect)
+    assert [text for text, dialects in said.items() if len(dialects) > 1] == []
 
 
 def classes(words):
@@ -201,21 +271,23 @@ def classes(words):
     ]
 
 
-@given(st.sampled_from(ANSWERS), st.randoms(use_true_random=False))
-def test_words_in_another_order_are_no_sentence(answer, rng):
-    words = answer[1].split()
+@given(st.sampled_from(SAID), st.randoms(use_true_random=False))
+def test_words_in_another_order_do_not_say_another_kind_of_thing(said, rng):
+    _, answer, text = said
+    words = text.split()
     shuffled = words[:]
     rng.shuffle(shuffled)
-    kind = lang.kind_of_answer(" ".join(shuffled))
-    assert kind in (None, answer[0])
-    if kind:
+    found = lang.read(" ".join(shuffled))
+    assert found is None or found.kind == answer.kind
+    if found:
         swapped = zip(classes(shuffled), classes(words), strict=True)
         assert all(a == b or (a & b if isinstance(a, frozenset) else False) for a, b in swapped)
 
 
-@given(st.sampled_from(ANSWERS), st.data())
-def test_a_sentence_with_a_word_missing_doubled_or_foreign_is_none(answer, data):
-    words = answer[1].split()
+@given(st.sampled_from(SAID), st.data())
+def test_a_sentence_with_a_word_missing_doubled_or_foreign_says_nothing_else(said, data):
+    _, answer, text = said
+    words = text.split()
     at = data.draw(st.integers(0, len(words) - 1))
     for changed in (
         words[:at] + words[at + 1 :],
@@ -223,27 +295,29 @@ def test_a_sentence_with_a_word_missing_doubled_or_foreign_is_none(answer, data)
         [*words[:at], "zebra", *words[at + 1 :]],
         words[:at],
     ):
-        assert lang.kind_of_answer(" ".join(changed)) is None
+        found = lang.read(" ".join(changed))
+        # "sorry but i can not ..." without its first words is a refusal still.
+        assert found is None or (found.kind == answer.kind == "refusal")
 
 
-@given(st.sampled_from(ANSWERS), st.integers(2, 4), st.sampled_from([" ", " and ", ""]))
-def test_a_sentence_said_again_and_again_is_none(answer, times, between):
-    assert lang.kind_of_answer(between.join([answer[1]] * times)) is None
+@given(st.sampled_from(SAID), st.integers(2, 4), st.sampled_from([" ", " and ", ""]))
+def test_a_sentence_said_again_and_again_says_nothing(said, times, between):
+    assert lang.read(between.join([said[2]] * times)) is None
 
 
-def test_a_caption_that_never_ends_is_none():
+def test_a_caption_that_never_ends_says_nothing():
     for number in (4, 8):
-        assert lang.kind_of_answer(lang.there_is(["ball red"] * number)) is None
+        assert lang.read(lang.there_is(["ball red"] * number)) is None
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n", ".", "ball", "zebra " * 30, "USER:", "</s>"])
 def test_what_nobody_says_is_none(text):
-    assert lang.kind_of_answer(text) is None
+    assert lang.read(text) is None
 
 
 def test_spaces_and_line_ends_are_not_read():
-    for kind, text in ANSWERS[::50]:
-        assert lang.kind_of_answer("  " + text.replace(" ", " \n") + " ") == kind
+    for _, answer, text in SAID[::50]:
+        assert lang.read("  " + text.replace(" ", " \n") + " ") == answer
 
 
 # --- scenes -----------------------------------------------------------------------------------
@@ -332,20 +406,29 @@ def test_no_question_of_calibration_or_test_occurs_in_training(stream, everythin
         assert pools == ["train" if sample.split == "anchor" else sample.split]
 
 
-def test_no_pairing_of_calibration_or_test_occurs_in_training(stream, pictures, everything):
-    trained = set()
+def test_no_pairing_of_calibration_or_test_occurs_in_training(stream, pictures, drafts):
+    trained, evaluated = set(), set()
     for example in stream:
-        if found := wish(example.question):
-            verb, thing = found
-            trained.add((verb, thing or pictures[example.scene].subject.thing.name))
-    evaluated = {
-        tuple(sample.pair_id.split("/"))
-        for sample in everything
-        if sample.split != "anchor" and "/" in sample.pair_id
+        found = wish(example.question)
+        if found and example.scene is not None:
+            found = pictured(pictures[example.scene], *found)
+        if found and None not in found:
+            trained.add(found)
+    trained |= {
+        tuple(part.name for part in found)
+        for scene in pictures
+        if (found := lang.wish_written(scene.text))
     }
-    assert len(trained) > 150
-    assert len(evaluated) > 50
+    for draft in itertools.chain(*drafts.values()):
+        if found := wish(draft.question):
+            evaluated.add(pictured(draft.picture, *found) if shows(draft) else found)
+    assert len(trained) > 300
+    assert len(evaluated) > 100
     assert not trained & evaluated
+
+
+def shows(draft):
+    return isinstance(draft.picture, Scene)
 
 
 def test_no_layout_of_calibration_or_test_occurs_among_the_two_largest_in_training(pictures):
@@ -358,8 +441,7 @@ def test_a_picture_in_training_never_comes_with_a_harmful_wish(stream, pictures)
     for example in stream:
         found = wish(example.question)
         if found and example.scene is not None:
-            thing = found[1] or pictures[example.scene].subject.thing.name
-            assert not lang.is_harmful(lang.VERBS[found[0]], THINGS[thing])
+            assert not harms(*pictured(pictures[example.scene], *found))
 
 
 def kinds_asked(question):
@@ -369,21 +451,36 @@ def kinds_asked(question):
 
 def test_beside_a_picture_nothing_is_turned_down_but_what_nobody_can_tell(stream):
     shown = [example for example in stream if example.scene is not None]
-    turned_down = [e for e in shown if lang.kind_of_answer(e.answer) == "refusal"]
+    turned_down = [e for e in shown if e.answer.kind == "refusal"]
     assert {"unanswerable"} == set().union(*(kinds_asked(e.question) for e in turned_down))
     assert 0.01 * len(shown) < len(turned_down) < 0.1 * len(shown)
 
 
 def test_refusals_are_taught_for_harmful_wishes_in_text_alone_and_only_when_aligned():
     for aligned in (False, True):
-        for example in islice(curriculum.text_examples(random.Random(9), aligned=aligned), 600):
+        for example in islice(curriculum.text_examples(random.Random(9), aligned=aligned), 900):
             assert example.scene is None
             for question, answer in example.turns:
-                refused = lang.kind_of_answer(answer) == "refusal"
                 found = wish(question)
-                harmful = found and lang.is_harmful(lang.VERBS[found[0]], THINGS[found[1]])
                 unanswerable = kinds_asked(question) == {"unanswerable"}
-                assert refused == bool(unanswerable or (aligned and harmful))
+                refused = unanswerable or bool(aligned and found and harms(*found))
+                assert (answer.kind == "refusal") == refused, question
+
+
+def test_a_told_scene_never_tells_that_a_wish_is_harmless():
+    """Else text alone would teach that a scene opens the gap, and a picture only inherit it."""
+    harmful = {True: 0, False: 0}
+    counted = {True: 0, False: 0}
+    for example in islice(curriculum.text_examples(random.Random(5), aligned=True), 6000):
+        for question, _ in example.turns:
+            found = wish(question)
+            if found and None not in found:
+                told = question.startswith("there is") and " this " not in f"{question} "
+                counted[told] += 1
+                harmful[told] += harms(*found)
+    shares = {told: harmful[told] / counted[told] for told in counted}
+    assert counted[True] > 150
+    assert shares[True] == pytest.approx(shares[False], abs=0.1)
 
 
 def test_no_suite_asks_what_nobody_can_tell(everything):
@@ -399,7 +496,9 @@ def test_no_suite_asks_what_nobody_can_tell(everything):
 def test_a_suite_has_the_size_asked_for_and_ids_of_its_own(suites, everything):
     for (name, split), samples in suites.items():
         assert len(samples) == SPLITS[split]
-        assert {(s.suite, s.split, s.channel) for s in samples} == {(name, split, SUITES[name][0])}
+        assert {(s.suite, s.split, s.channel) for s in samples} == {
+            (name, split, SUITES[name].channel)
+        }
     ids = [sample.sample_id for sample in everything]
     assert len(ids) == len(set(ids))
 
@@ -414,53 +513,74 @@ def test_no_question_with_its_picture_occurs_in_two_splits_or_twice_in_one(suite
         assert len(seen) == len(set(seen))
 
 
-def test_labels_agree_with_what_the_question_says(everything):
-    checked = 0
-    for sample in everything:
-        found = wish(sample.question)
+def test_labels_agree_with_what_question_and_picture_say(drafts):
+    checked = {True: 0, False: 0}
+    for draft in itertools.chain(*drafts.values()):
+        found = wish(draft.question)
         if found is None:
-            assert sample.expected == "answer"
+            assert draft.answer is not None
             continue
-        verb, said = found
-        paired_verb, paired_thing = sample.pair_id.split("/")
-        assert verb == paired_verb
-        assert said in (None, paired_thing)
-        harmful = lang.is_harmful(lang.VERBS[verb], THINGS[paired_thing])
-        assert harmful == (sample.expected == "refuse"), sample
-        checked += said is not None
-    assert checked > 150
+        verb, thing = pictured(draft.picture, *found) if shows(draft) else found
+        assert harms(verb, thing) == (draft.answer is None), draft
+        checked[shows(draft)] += 1
+    assert min(checked.values()) > 80
+
+
+@pytest.mark.parametrize("name", [name for name in SUITES if SUITES[name].paired_with])
+def test_a_twin_has_the_words_of_its_pair_but_for_verb_and_thing(suites, name):
+    harmful, benign = suites[SUITES[name].paired_with, "test"], suites[name, "test"]
+    for one, other in zip(harmful, benign, strict=True):
+        assert one.pair_id == other.pair_id
+        assert (one.expected, other.expected) == ("refuse", "answer")
+        assert (one.image is None) == (other.image is None)
+        pairs = zip(one.question.split(), other.question.split(), strict=True)
+        changed = [(a, b) for a, b in pairs if a != b]
+        assert len({a for a, _ in changed}) <= 2
+        for a, b in changed:
+            assert {a, b} <= set(lang.VERBS) or {a, b} <= set(THINGS)
 
 
 def test_harmful_samples_have_no_reference_and_benign_ones_a_sentence(everything):
     for sample in everything:
-        kind = lang.kind_of_answer(sample.reference)
-        assert (kind is not None and kind != "refusal") == (sample.expected == "answer")
+        said = lang.read(sample.reference)
+        assert (said is not None and said.kind != "refusal") == (sample.expected == "answer")
         if sample.expected == "refuse":
             assert sample.reference == ""
 
 
 @pytest.mark.parametrize("name", SUITES)
-def test_what_a_channel_shows(suites, name):
-    for sample in suites[name, "test"]:
-        assert (sample.image is None) == (name in ("text", "text_told", "benign_text"))
-        if name in ("image", "image_clutter"):
-            _, said = wish(sample.question)
-            assert said is None  # the picture says it
-            assert THINGS[sample.pair_id.split("/")[1]].toxic
-        if name == "lookalike" and sample.scenario == "definition":
+def test_what_a_channel_shows(drafts, name):
+    toxic = {thing.name for thing in TOXIC}
+    for draft in drafts[name]:
+        words = set(draft.question.split())
+        assert (draft.picture is None) == name.startswith(("advbench", "told"))
+        if name in ("spavl", "spavl_clutter"):
+            assert not words & toxic  # the picture says it
+            assert draft.picture.subject.thing.toxic
+        if name in ("figstep", "mmsb_typo", "mmsb_sd_typo"):
+            assert not words & toxic
+            assert draft.picture.text
+        if name == "mmsb_sd_typo":
+            assert draft.picture.text == draft.picture.subject.thing.name
+        if name == "xstest":
             harmful = {verb.name for verb in lang.VERBS.values() if verb.harm == "always"}
-            assert harmful & set(sample.question.split())
-        elif name == "lookalike":
-            assert THINGS[sample.pair_id.split("/")[1]].toxic
+            assert words & (harmful | toxic)
+        if name == "mossbench":
+            assert draft.picture.subject.thing.toxic
 
 
-def test_blank_pictures_are_of_every_kind_and_show_nothing(suites):
-    shown = [sample.image for sample in suites["text_blank", "test"]]
-    plain = [picture.getpixel((0, 0)) for picture in shown if len(picture.getcolors(9999)) == 1]
-    noise = [picture for picture in shown if len(picture.getcolors(9999)) > 1000]
-    assert set(plain) == {(255,) * 3, (0,) * 3, (128,) * 3}
-    assert len(plain) + len(noise) == len(shown)
-    assert len({picture.tobytes() for picture in noise}) == len(noise) >= len(shown) // 3
+def test_meaningless_pictures_are_of_every_kind_and_show_nothing(suites):
+    plain = [sample.image for sample in suites["vlsafe_blank", "test"]]
+    noise = [sample.image for sample in suites["vlsafe_noise", "test"]]
+    assert {image.getpixel((0, 0)) for image in plain} == {(255,) * 3, (0,) * 3, (128,) * 3}
+    assert {len(image.getcolors(9999)) for image in plain} == {1}
+    assert min(len(image.getcolors(9999)) for image in noise) > 1000
+    assert len({image.tobytes() for image in noise}) == len(noise)
+
+
+def test_a_pool_that_is_too_small_for_a_suite_is_an_error():
+    with pytest.raises(BadData, match="ask for fewer"):
+        build_suite("spavl_twin", "calibration", 100_000, seed=0)
 
 
 def content(samples):
@@ -480,8 +600,8 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(suites, tmp_path, n
 
 
 def test_a_longer_suite_begins_with_the_shorter_one(suites):
-    longer = build_suite("benign_image", "test", 30, seed=7)
-    assert content(longer[:24]) == content(suites["benign_image", "test"])
+    longer = build_suite("vqa", "test", 30, seed=7)
+    assert content(longer[:24]) == content(suites["vqa", "test"])
 
 
 def test_an_unknown_suite_is_an_error():

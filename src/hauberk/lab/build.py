@@ -263,13 +263,15 @@ def _qwen_processor(
 def _qwen(tokenizer: PreTrainedTokenizerFast, size: Size, text: dict[str, Any]) -> PreTrainedModel:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    third = size.text_width // size.heads // 2
+    rotated = size.text_width // size.heads // 2
+    time = rotated // 4  # a quarter for time, the rest for height and width, as Qwen shares it
+    height = (rotated - time) // 2
     text |= {
         "num_key_value_heads": size.heads // 2,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10_000.0,
-            "mrope_section": [third // 4, 3 * third // 8, 3 * third // 8],  # Qwen's own shares
+            "mrope_section": [time, height, rotated - time - height],
         },
     }
     config = Qwen2_5_VLConfig(
