@@ -34,5 +34,14 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install --quiet --constraint constraints.txt pip
 "${pip[@]}" install --quiet --constraint constraints.txt --editable . --group dev
 
+
+# See there: only where torchvision cannot be imported as it is.
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+rm -f "$site/torchvision_without_cuda.pth"
+if ! "$venv/bin/python" -c 'import torchvision' 2>/dev/null; then
+    cp scripts/torchvision_without_cuda.py "$site/_torchvision_without_cuda.py"
+    echo 'import _torchvision_without_cuda' > "$site/torchvision_without_cuda.pth"
+fi
+
 rm "$venv/.installing"
 touch "$ready"
