@@ -24,6 +24,8 @@ from registry.errors import BadRule, GateFailed
 LIMITS = ("at_most", "at_least", "drop_at_most", "rise_at_most")
 BOUNDS = ("value", "low", "high")
 REFERENCES = ("none", "production")
+TIMES = ("seconds_per_answer",)
+"""Every other metric is a share, from 0 to 1."""
 ROUNDING = 1e-9  # 0.98 - 1.00 is -0.020000000000000018
 
 Rows = Sequence[Mapping[str, Any]]
@@ -134,6 +136,12 @@ def _rule(item: object) -> Rule:
     if bound not in BOUNDS:
         raise ValueError(f"bound: expected one of {list(BOUNDS)}, found {bound!r}")
     relative = limit in ("drop_at_most", "rise_at_most")
+    lowest = -1 if relative else 0
+    if item["metric"] not in TIMES and not lowest <= to <= 1:
+        raise ValueError(
+            f"{limit}: {to!r} is outside {lowest}..1, and {item['metric']} is a share; "
+            "write 0.10 for 10 %"
+        )
     if relative and against not in REFERENCES:
         raise ValueError(f"against: {limit} needs one of {list(REFERENCES)}, found {against!r}")
     if not relative and against is not None:

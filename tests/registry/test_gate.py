@@ -110,11 +110,28 @@ def test_rules_of_params_are_read():
         ({"suite": "a", "metric": "b", "drop_at_most": 1}, "against: drop_at_most needs one of"),
         ({"suite": "a", "metric": "b", "at_most": 1, "against": "none"}, "is a fixed limit"),
         ("text_image < 0.1", "expected a mapping"),
+        (
+            {"suite": "a", "metric": "b", "at_most": 10},
+            r"10 is outside 0\.\.1.*write 0\.10 for 10 %",
+        ),
+        ({"suite": "a", "metric": "b", "at_least": -0.1}, r"at_least: -0\.1 is outside 0\.\.1"),
+        (
+            {"suite": "a", "metric": "b", "drop_at_most": 2, "against": "none"},
+            r"drop_at_most: 2 is outside -1\.\.1, and b is a share",
+        ),
     ],
 )
 def test_a_rule_that_cannot_be_read_is_named(item, says):
     with pytest.raises(BadRule, match=says):
         rules_from([item])
+
+
+def test_a_time_may_be_limited_to_more_than_one_and_a_rise_to_less_than_nothing():
+    section = [
+        {"suite": "a", "metric": "seconds_per_answer", "at_most": 10},
+        {"suite": "a", "metric": "b", "rise_at_most": -0.2, "against": "none"},
+    ]
+    assert [rule.to for rule in rules_from(section)] == [10, -0.2]
 
 
 def test_an_empty_gate_is_refused_since_it_would_let_everything_pass():
