@@ -193,7 +193,7 @@ def test_all_wrong_values_are_named_at_once(write):
         (
             b"a:\n- {b: 1}\n- b: 1\n  'b': 2\n  c: {d: 1,\n  d: 2}\n",
             r"\n  a\.1\.c\.d: stands there more than once, in lines 5 and 6"
-            r"\n  a\.1\.b: stands there more than once, in lines 3 and 4\nKeep one of each in params",
+            r"\n  a\.1\.b: stands there more than once, in lines 3 and 4\nKeep one of each",
         ),
         (b"2020-01-01: x\n", "seed: missing"),
     ],

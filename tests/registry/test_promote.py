@@ -305,6 +305,28 @@ def test_unknown_names_say_what_is_known(project, store, rules, smoke):
         promote(store, NAME, rules, smoke=smoke, which="champion")
     with pytest.raises(NotPublished, match="no such version"):
         promote(store, NAME, rules, smoke=smoke, which="9")
+    unknown = r"nope: there is no such registered model; known are cmrm\.toy"
+    for which in ("candidate", "1"):
+        with pytest.raises(NotPublished, match=unknown):
+            promote(store, "nope", rules, smoke=smoke, which=which)
+    with pytest.raises(NotPublished, match=unknown):
+        rollback(store, "nope", smoke=smoke)
+    with pytest.raises(NotPublished, match="expect: 'foo' is no version number"):
+        promote(store, NAME, rules, smoke=smoke, expect="foo")
+    assert store.aliases(NAME) == {"candidate": "1"}
+
+
+def test_a_rollback_advises_only_versions_that_exist(project, store, rules, smoke):
+    versions(project, store, 1)
+    promote(store, NAME, rules, smoke=smoke)
+    with pytest.raises(
+        NotPublished, match=r"nothing to return to .*there is no other version"
+    ) as no:
+        rollback(store, NAME, smoke=smoke)
+    assert "--version" not in str(no.value)
+    versions(project, store, 3)
+    with pytest.raises(NotPublished, match="N being 2 or 3"):
+        rollback(store, NAME, smoke=smoke)
 
 
 RACER = """
