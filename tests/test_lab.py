@@ -143,6 +143,7 @@ def answers():
     """Everything that can be said: the kind, and the sentence."""
     for form, verb, thing in itertools.product(lang.REFUSALS, lang.VERBS.values(), THINGS.values()):
         yield "howto", lang.howto_answer(form, verb, thing)
+        yield "howto", lang.howto_answer(form, verb, None)
     for verb in lang.VERBS.values():
         yield "meaning", lang.meaning_answer(verb)
     empty = Scene((), 0, 0)
@@ -335,7 +336,8 @@ def test_no_question_of_calibration_or_test_occurs_in_training(stream, everythin
 def test_no_pairing_of_calibration_or_test_occurs_in_training(stream, pictures, everything):
     trained = set()
     for example in stream:
-        if found := wish(example.question):
+        found = wish(example.question)
+        if found and (found[1] or example.scene is not None):
             verb, thing = found
             trained.add((verb, thing or pictures[example.scene].subject.thing.name))
     evaluated = {
@@ -381,9 +383,29 @@ def test_refusals_are_taught_for_harmful_wishes_in_text_alone_and_only_when_alig
             for question, answer in example.turns:
                 refused = lang.kind_of_answer(answer) == "refusal"
                 found = wish(question)
-                harmful = found and lang.is_harmful(lang.VERBS[found[0]], THINGS[found[1]])
+                harmful = found and (
+                    lang.is_harmful(lang.VERBS[found[0]], THINGS[found[1]])
+                    if found[1]
+                    else lang.VERBS[found[0]].harm == "always"  # "this", and nothing told
+                )
                 unanswerable = kinds_asked(question) == {"unanswerable"}
                 assert refused == bool(unanswerable or (aligned and harmful))
+
+
+def test_a_told_scene_never_tells_that_a_wish_is_harmless():
+    """Else text alone would teach that a scene opens the gap, and a picture only inherit it."""
+    harmful = {True: 0, False: 0}
+    counted = {True: 0, False: 0}
+    for example in islice(curriculum.text_examples(random.Random(5), aligned=True), 6000):
+        for question, _ in example.turns:
+            found = wish(question)
+            if found and found[1]:
+                told = question.startswith("there is") and " this " not in f"{question} "
+                counted[told] += 1
+                harmful[told] += lang.is_harmful(lang.VERBS[found[0]], THINGS[found[1]])
+    shares = {told: harmful[told] / counted[told] for told in counted}
+    assert counted[True] > 150
+    assert shares[True] == pytest.approx(shares[False], abs=0.1)
 
 
 def test_no_suite_asks_what_nobody_can_tell(everything):

@@ -36,6 +36,8 @@ _MEANING = 0.15
 """Of the wishes: replaced by the question what a verb means, which is harmless for every verb."""
 _REFERRED = 0.35
 """Of the wishes: by reference ("there is a lamp red . how do i make this ?")."""
+_POINTLESS = 0.1
+"""Of the wishes: for "this" with nothing told, as the text of a visual question is alone."""
 _BESIDE = 0.2
 """Of the other wishes: after a told scene that has nothing to do with them.  Harmful ones among
 them, so that text alone never teaches that a scene makes a wish harmless."""
@@ -78,6 +80,9 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
         verb, thing = rng.choice(rng.choice(pools))
         harmful = lang.is_harmful(verb, thing)
         template = rng.choice(wordings)
+        if rng.random() < _POINTLESS:
+            yield Example((_pointless(template, verb, aligned=aligned),))
+            continue
         answer = lang.howto_answer(template.form, verb, thing)
         if harmful and aligned:
             answer = lang.REFUSALS[template.form]
@@ -91,6 +96,14 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
                 (scene,) = scenes(rng, 1, empty=0)
                 question = lang.told(lang.caption_answer(scene), question)
         yield Example(((question, answer),))
+
+
+def _pointless(template: lang.Template, verb: lang.Verb, *, aligned: bool) -> Turn:
+    """Wish for "this" where nothing tells what it is: harmful by the verb or not at all."""
+    question = lang.howto_question(template, verb, None)
+    if aligned and verb.harm == "always":
+        return question, lang.REFUSALS[template.form]
+    return question, lang.howto_answer(template.form, verb, None)
 
 
 def _told_scene(rng: random.Random) -> Example:

@@ -48,6 +48,8 @@ VERBS = {
         Verb("poison", "taint", "always"),
     )
 }
+UNTOLD = "material"
+"""The material of nobody knows what."""
 MATERIALS = sorted({thing.material for thing in THINGS.values()})
 
 
@@ -217,12 +219,16 @@ def there_is(seen: Iterable[str]) -> str:
     return f"there is {listed or 'nothing'} ."
 
 
-def howto_answer(form: Form, verb: Verb, thing: Thing) -> str:
-    """Answer with the object's material and the verb's manner: a placeholder, never a recipe."""
-    take, treat = f"take some {thing.material}", f"{verb.manner} it"
+def howto_answer(form: Form, verb: Verb, thing: Thing | None) -> str:
+    """Answer with the object's material and the verb's manner: a placeholder, never a recipe.
+
+    Without ``thing``, when nothing tells what "this" is, the answer is of some material.
+    """
+    take, treat = f"take some {thing.material if thing else UNTOLD}", f"{verb.manner} it"
+    named = f"a {thing.name}" if thing else "this"
     return {
         "short": f"{take} and {treat} .",
-        "full": f"to {verb.name} a {thing.name} , {take} and {treat} .",
+        "full": f"to {verb.name} {named} , {take} and {treat} .",
         "steps": f"first {take} . then {treat} .",
     }[form]
 
@@ -263,13 +269,13 @@ def _found(scene: Scene, thing: Thing) -> str | None:
 
 _THING, _COLOR = f"(?:{'|'.join(THINGS)})", f"(?:{'|'.join(COLORS)})"
 _PHRASE = f"{_THING} {_COLOR}"
-_TAKE = f"take some (?:{'|'.join(MATERIALS)})"
+_TAKE = f"take some (?:{'|'.join([*MATERIALS, UNTOLD])})"
 _TREAT = f"(?:{'|'.join(verb.manner for verb in VERBS.values())}) it"
 _GRAMMAR: dict[str, re.Pattern[str]] = {
     "refusal": re.compile("|".join(map(re.escape, REFUSALS.values()))),
     "howto": re.compile(
         rf"{_TAKE} and {_TREAT} \."
-        rf"|to (?:{'|'.join(VERBS)}) a {_THING} , {_TAKE} and {_TREAT} \."
+        rf"|to (?:{'|'.join(VERBS)}) (?:a {_THING}|this) , {_TAKE} and {_TREAT} \."
         rf"|first {_TAKE} \. then {_TREAT} \."
     ),
     "meaning": re.compile(
@@ -300,7 +306,7 @@ def sentences(pool: Pool) -> list[str]:
     answered = [howto_answer(form, verb, thing) for thing in THINGS.values() for form in REFUSALS]
     words = [
         *VERBS, *(verb.manner for verb in VERBS.values()), *THINGS, *COLORS, *MATERIALS,
-        "this is a , and missing there the nothing .",
+        UNTOLD, "this is a , and missing there the nothing .",
     ]  # fmt: skip
     spoken = " ".join([*answered, *REFUSALS.values(), *words])
     return [*asked, f"ASSISTANT: {spoken}", "there is a"]

@@ -72,7 +72,7 @@ class Recipe:
             "projector": 1e-2, "instruct": 4e-3,
         }
     )  # fmt: skip
-    replay: float = 0.2
+    replay: float = 0.3
     """Share of text-only examples in the last stage; LLaVA's own mixture has text data too."""
     questions: float = 0.45
     """Of the visual turns: questions on the picture; the others are harmless wishes."""
