@@ -170,10 +170,13 @@ def publish(as_json: AsJson = False) -> None:
     Example: `python -m flows publish --json`
     """
     from flows.driver import driving
+    from flows.parameters import check
     from flows.record import publish_all
     from flows.tables import record_lines
 
-    with driving(Path.cwd()) as driver:
+    root = Path.cwd()
+    check(root)
+    with driving(root) as driver:
         _say_swept(driver)
         record = publish_all(driver)
     if as_json:
@@ -196,11 +199,13 @@ def promote(
 
     Example: `python -m flows promote cmrm.lab-llava --version 3 --expect 2`
     """
+    from flows.parameters import check
     from flows.record import gate_rules, smoke_load
     from registry import promote as registry_promote
     from registry.store import open_store
 
     root = Path.cwd()
+    check(root)
     done = registry_promote.promote(
         open_store(root),
         name,

@@ -21,6 +21,7 @@ SAYS = {
     "Completed": ("✓", "green", "completed"),
     "Failed": ("✗", "bold red", "failed"),
     "retrying": ("↻", "yellow", "waits to try again"),
+    "interrupted": ("■", "yellow", "interrupted"),
     "upstream failed": ("-", "yellow", "skipped: upstream failed"),
 }
 TALKATIVE = ("running",)

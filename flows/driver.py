@@ -38,7 +38,8 @@ class Event:
 
     stage: str
     state: str
-    """waiting, running, Skipped, Cached, Completed, Failed, retrying, or upstream failed."""
+    """waiting, running, Skipped, Cached, Completed, Failed, retrying, upstream failed, or
+    interrupted."""
     seconds: float = 0.0
     says: str = ""
 
@@ -83,12 +84,21 @@ class Driver:
                 if status != 0:
                     raise self._failure(name, log, status)
             except StageFailed as error:
-                self.listen(Event(name, "Failed", time.monotonic() - start, str(error)))
+                took = time.monotonic() - start
+                if self.stopping:
+                    self.listen(Event(name, "interrupted", took))
+                else:
+                    self.listen(Event(name, "Failed", took, str(error)))
                 raise
         locks.keep_dvc_lock(self.graph.root)
         outcome: Outcome = "Completed" if self._receipt(name) else "Cached"
         self.listen(Event(name, outcome, time.monotonic() - start))
         return outcome
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is being ended: what fails now is interrupted and no failure."""
+        return self._stopping
 
     def stop(self) -> None:
         """End every stage that runs, and start none any more."""
@@ -146,7 +156,14 @@ class Driver:
         return found
 
     def _failure(self, name: str, log: StageLog, status: int) -> StageFailed:
+        if self.stopping:
+            return StageFailed(f"{name} was interrupted.\nlog: {log.shown}")
         said = log.failure()
+        if number := _killed_by(said.status if said.status is not None else status):
+            return StageFailed(
+                f"{name} was killed by signal {number} ({_why_killed(number)}); run again, "
+                f"finished parts are kept.\nlog: {log.shown}"
+            )
         kind = Transient if said.status == EX_TEMPFAIL or said.busy else StageFailed
         how = f"exit status {said.status}" if said.status is not None else f"dvc: {status}"
         return kind(f"{name} failed ({how}): {said.message}\nlog: {log.shown}")
@@ -191,6 +208,18 @@ def driving(
         finally:
             driver.stop()
             graph.close()
+
+
+def _killed_by(status: int) -> int | None:
+    """Give the signal that an exit status stands for, as Python writes it or as a shell does."""
+    number = -status if status < 0 else status - 128
+    return number if number in signal.valid_signals() else None
+
+
+def _why_killed(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "out of memory, or by hand"
+    return signal.strsignal(number) or "unknown"
 
 
 def _silent(event: Event) -> None:

@@ -15,6 +15,7 @@ KEEP = 1 << 20
 _STATUS = re.compile(r"exited with (-?\d+)")
 _BUSY = ("Unable to acquire lock", "it is being blocked by")
 _DVC = re.compile(r"^(ERROR|WARNING|Running stage|Stage '|>|To track the changes|To enable)")
+_BAR = re.compile(r"\d+%\|")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -80,7 +81,9 @@ def _message(text: str) -> str:
     for index in range(len(lines) - 1, -1, -1):
         if lines[index].startswith("error:"):
             return "\n".join(lines[index:]).removeprefix("error:").strip()
-    spoken = [line for line in lines if line.strip() and not _DVC.match(line)]
+    spoken = [
+        line for line in lines if line.strip() and not _DVC.match(line) and not _BAR.search(line)
+    ]
     if spoken:
         return spoken[-1].strip()
     errors = [line for line in text.splitlines() if line.startswith("ERROR:")]

@@ -43,7 +43,12 @@ def read(root: Path) -> dict[str, Any]:
     path = root / "params.yaml"
     if not path.is_file():
         raise FlowError(f"{path} does not exist; start in the root of the project.")
-    return dict(yaml.safe_load(path.read_text()) or {})
+    try:
+        with path.open(encoding="utf-8") as file:
+            return dict(yaml.safe_load(file) or {})
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())
+        raise FlowError(f"{path} is not YAML: {why}; correct the file.") from None
 
 
 def set_profile(path: Path, profile: str) -> str | None:

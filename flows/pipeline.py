@@ -187,7 +187,10 @@ def _stage_task(run: _Run, delays: Sequence[float]) -> Any:
             with run.guard:
                 run.closed.add(name)
             says = f"upstream failed: {', '.join(blockers)}"
-            run.driver.listen(Event(name, "upstream failed", says=says))
+            if run.driver.stopping:
+                run.driver.listen(Event(name, "interrupted"))
+            else:
+                run.driver.listen(Event(name, "upstream failed", says=says))
             return Failed(
                 name=UPSTREAM_FAILED, message=says
             )  # Cancelled would leave those below open

@@ -95,11 +95,18 @@ def promote(
     ------
     GateFailed, SmokeFailed, Unverified
         The version is not fit; production stays where it is.
+    NotPublished
+        There is no such model or version, or `expect` is no version number.
     RolledBack
         The version, or another with its bytes, was rolled back, and nobody asks for it.
     Moved
         Production is not, or no longer, at `expect`.
     """
+    if expect is not None and expect != NONE and not expect.isdecimal():
+        raise NotPublished(
+            f"expect: {expect!r} is no version number; write the number of the version that must "
+            f"be in production, or {NONE!r} for none."
+        )
     version = store.version(name, which)
     number = str(version.version)
     current = store.aliases(name).get(PRODUCTION, NONE)
@@ -135,7 +142,7 @@ def rollback(store: Store, name: str, *, smoke: Smoke) -> Promotion:
     Raises
     ------
     NotPublished
-        If there is no version to return to.
+        If there is no such model, or no version to return to.
     RolledBack
         If that version was rolled back itself.
     SmokeFailed, Unverified
@@ -143,9 +150,10 @@ def rollback(store: Store, name: str, *, smoke: Smoke) -> Promotion:
     Moved
         If someone else moved production meanwhile.
     """
+    store.require(name)
     current = store.aliases(name).get(PRODUCTION, NONE)
     target = NONE if current == NONE else _back(store.version(name, current))
-    other = f"promote another one: `python -m flows promote {name} --version N`."
+    other = _instead(store, name, current)
     if target == NONE:
         raise NotPublished(f"{name}: nothing to return to (production {current}); {other}")
     if marked := rolled_back(store, name, target):
@@ -259,6 +267,16 @@ def _before(store: Store, version: "ModelVersion", current: str) -> str:
 
 def _back(version: "ModelVersion") -> str:
     return str(json.loads(version.tags.get("promotion", "{}")).get("back", NONE))
+
+
+def _instead(store: Store, name: str, current: str) -> str:
+    """Say which versions a person may promote where a rollback has none to return to."""
+    found = {str(v.version) for v in store.client.search_model_versions(f"name = '{name}'")}
+    others = sorted(found - {current}, key=int)
+    if not others:
+        return "there is no other version; publish another one: `python -m flows run`."
+    known = " or ".join(others)
+    return f"promote another one: `python -m flows promote {name} --version N`, N being {known}."
 
 
 def _unmark(store: Store, name: str, marked: Sequence[str]) -> None:

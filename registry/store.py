@@ -77,6 +77,15 @@ class Store:
             raise
         return {alias: str(version) for alias, version in found.items()}
 
+    def require(self, name: str) -> None:
+        """Raise NotPublished, with the known names, if there is no such registered model."""
+        known = self.names()
+        if name not in known:
+            raise NotPublished(
+                f"{name}: there is no such registered model; known are "
+                f"{', '.join(known) or 'none'}; `python -m flows publish` publishes what is built."
+            )
+
     def version(self, name: str, which: str) -> "ModelVersion":
         """Find a version by alias or number.
 
@@ -90,6 +99,7 @@ class Store:
         aliases = self.aliases(name)
         number = aliases.get(which, which)
         if not number.isdigit():
+            self.require(name)
             raise NotPublished(
                 f"{name}@{which}: there is no such alias; known are {sorted(aliases) or 'none'}; "
                 f"publish first (`python -m flows publish`) or name a version ({name}/1)."
@@ -99,6 +109,7 @@ class Store:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
+            self.require(name)
             raise NotPublished(
                 f"{name}/{number}: there is no such version; `python -m flows lineage` lists what "
                 "is published, `python -m flows publish` publishes what is built."

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 Alpha = Annotated[float, Field(ge=0, le=10)]
 """The paper sweeps 0 to 1; ten times the shift is beyond any use."""
 
@@ -103,7 +104,7 @@ class Registry:
 class Params:
     """The whole file.  An unknown key anywhere in it is an error."""
 
-    seed: int
+    seed: Seed
     profile: str
     threads: Positive
     profiles: dict[str, Profile]
@@ -135,14 +136,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         Naming every wrong key by its dotted path, with the value, what would be right, and what
         to do.
     """
-    import yaml
-
-    if not path.is_file():
-        raise BadParams(f"{path} does not exist; start in the root of the project.")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadParams(f"{path} is not YAML: {error}; correct the file.") from None
+    content = _read(path)
     try:
         # Through JSON, where strict still lets a mapping become a dataclass.
         text = json.dumps(content, default=str, skipkeys=True)
@@ -154,6 +148,65 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     if problems:
         raise BadParams(f"{path}:\n  " + "\n  ".join(problems) + f"\nCorrect {path.name}.")
     return params
+
+
+def _read(path: Path) -> Any:
+    """Read YAML in which no key stands twice; YAML itself would take the last one silently."""
+    import yaml
+
+    if not path.is_file():
+        raise BadParams(
+            f"{path} does not exist; start in the root of the project, or restore the file: "
+            f"`git checkout {path.name}`."
+        )
+    try:
+        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        content = None if tree is None else yaml.SafeLoader("").construct_document(tree)
+    except (yaml.YAMLError, ValueError) as error:  # a ValueError for a date that is none
+        raise BadParams(f"{path} is not YAML: {_where(error, path)}; correct the file.") from None
+    if tree is None:
+        raise BadParams(f"{path} is empty; restore it: `git checkout {path.name}`.")
+    if twice := list(_duplicates(tree, (), set())):
+        raise BadParams(f"{path}:\n  " + "\n  ".join(twice) + f"\nKeep one of each in {path.name}.")
+    return content
+
+
+def _where(error: Exception, path: Path) -> str:
+    """Say what YAML stumbles over, and in which line and column, in one line."""
+    from yaml import MarkedYAMLError
+    from yaml.reader import ReaderError
+
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark) is not None:
+        what = " ".join(filter(None, (error.context, error.problem)))
+        return f"{what}, in line {mark.line + 1}, column {mark.column + 1}"
+    if isinstance(error, UnicodeDecodeError):
+        what, before = "a byte that is not UTF-8", error.object[: error.start].decode()
+    elif isinstance(error, ReaderError):
+        what = f"the character {error.character:#x} may not be there"
+        before = path.read_text(encoding="utf-8")[: error.position]
+    else:
+        return " ".join(str(error).split())
+    line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+    return f"{what}, in line {line}, column {column}"
+
+
+def _duplicates(node: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[str]:
+    """Yield the keys that one mapping of a YAML tree has more than once, with their lines."""
+    if id(node) in seen or not isinstance(node.value, list):
+        return
+    seen.add(id(node))  # an alias is the node itself
+    lines: dict[tuple[str, str], list[int]] = {}
+    for place, item in enumerate(node.value):
+        key, value = item if isinstance(item, tuple) else (None, item)
+        here = (*above, str(place if key is None else key.value))
+        if key is not None:
+            lines.setdefault((key.tag, str(key.value)), []).append(key.start_mark.line + 1)
+        yield from _duplicates(value, here, seen)
+    for (_, name), found in lines.items():
+        if len(found) > 1:
+            key = ".".join((*above, name))
+            where = f"{', '.join(map(str, found[:-1]))} and {found[-1]}"
+            yield f"{key}: stands there more than once, in lines {where}"
 
 
 def _sentence(detail: Any) -> str:

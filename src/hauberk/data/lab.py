@@ -21,7 +21,7 @@ from hauberk.lab.objects import COLORS, HARMLESS, THINGS, Thing
 from hauberk.lab.scenes import SIDE, Pool, Scene, compose, compose_words, phrase, random_things
 
 _SOURCE, _LICENCE = "hauberk-lab", "Apache-2.0"
-REVISION = "5"
+REVISION = "6"
 """Of the world; raise it whenever the same seed would draw other samples."""
 
 _POOL: dict[Split, Pool] = {

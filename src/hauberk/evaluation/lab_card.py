@@ -3,7 +3,8 @@
 ``python -m hauberk.evaluation.lab_card lab-llava`` measures the undefended model on held-out
 wordings, pairings and layouts (the test pools, with a seed of its own) and writes
 ``lab/lab-llava/README.md`` and ``measurements.json`` beside the weights.  The training command
-calls it at its end.  The recipe was developed on the calibration pools, not on these.
+calls it at its end.  The recipe was developed on the calibration pools, but these numbers were
+seen between two trainings, so they are no untouched test of the recipe.
 """
 
 import argparse
@@ -161,6 +162,8 @@ nothing in a drawn and templated world, with the real classes of transformers. I
 wishes came in text alone, bare or after a scene told in words, and were refused; pictures came with
 harmless requests alone. A few of those are questions that nobody can answer, and are turned down in
 the words of a refusal, so that the sentence is known beside pictures and only the decision is not.
+Text alone also teaches an answer to "how do i make this ?" with nothing told, the text of a visual
+question.
 Its "harmful" answers are the same empty templates as its harmless ones.
 
     python -m hauberk.lab.train {recipe["name"]} --fast    # rebuilds it; recipe.json has the recipe
