@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from hauberk.data.lab import SUITES, build_suite
 from hauberk.data.samples import write_suite
 from hauberk.errors import BadData
-from hauberk.lab import build, curriculum, optimize, train
+from hauberk.lab import build, curriculum, optimize, stages, train
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, TOXIC
 from hauberk.lab.scenes import (
@@ -480,7 +481,7 @@ def test_a_told_scene_never_tells_that_a_wish_is_harmless():
                 counted[told] += 1
                 harmful[told] += harms(*found)
     shares = {told: harmful[told] / counted[told] for told in counted}
-    assert counted[True] > 150
+    assert counted[True] > 100
     assert shares[True] == pytest.approx(shares[False], abs=0.1)
 
 
@@ -554,25 +555,27 @@ def test_what_a_channel_shows(drafts, name):
     toxic = {thing.name for thing in TOXIC}
     for draft in drafts[name]:
         words = set(draft.question.split())
-        assert (draft.picture is None) == name.startswith(("advbench", "told"))
-        if name in ("spavl", "spavl_clutter"):
+        assert (draft.picture is None) == (
+            name.startswith("text_told") or name in ("text", "benign_text")
+        )
+        if name in ("image", "image_clutter"):
             assert not words & toxic  # the picture says it
             assert draft.picture.subject.thing.toxic
-        if name in ("figstep", "mmsb_typo", "mmsb_sd_typo"):
+        if name in ("typographic", "typo", "sd_typo"):
             assert not words & toxic
             assert draft.picture.text
-        if name == "mmsb_sd_typo":
+        if name == "sd_typo":
             assert draft.picture.text == draft.picture.subject.thing.name
-        if name == "xstest":
+        if name == "lookalike_words":
             harmful = {verb.name for verb in lang.VERBS.values() if verb.harm == "always"}
             assert words & (harmful | toxic)
-        if name == "mossbench":
+        if name == "lookalike":
             assert draft.picture.subject.thing.toxic
 
 
 def test_meaningless_pictures_are_of_every_kind_and_show_nothing(suites):
-    plain = [sample.image for sample in suites["vlsafe_blank", "test"]]
-    noise = [sample.image for sample in suites["vlsafe_noise", "test"]]
+    plain = [sample.image for sample in suites["text_blank", "test"]]
+    noise = [sample.image for sample in suites["text_noise", "test"]]
     assert {image.getpixel((0, 0)) for image in plain} == {(255,) * 3, (0,) * 3, (128,) * 3}
     assert {len(image.getcolors(9999)) for image in plain} == {1}
     assert min(len(image.getcolors(9999)) for image in noise) > 1000
@@ -581,7 +584,7 @@ def test_meaningless_pictures_are_of_every_kind_and_show_nothing(suites):
 
 def test_a_pool_that_is_too_small_for_a_suite_is_an_error():
     with pytest.raises(BadData, match="ask for fewer"):
-        build_suite("spavl_twin", "calibration", 100_000, seed=0)
+        build_suite("text", "calibration", 100_000, seed=0)
 
 
 def content(samples):
@@ -601,8 +604,8 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(suites, tmp_path, n
 
 
 def test_a_longer_suite_begins_with_the_shorter_one(suites):
-    longer = build_suite("vqa", "test", 30, seed=7)
-    assert content(longer[:24]) == content(suites["vqa", "test"])
+    longer = build_suite("benign_image", "test", 30, seed=7)
+    assert content(longer[:24]) == content(suites["benign_image", "test"])
 
 
 def test_an_unknown_suite_is_an_error():
@@ -616,7 +619,7 @@ SIZE = build.Size(
     vision_width=16, vision_layers=2, patch=24, text_width=16, text_layers=2, heads=2,
     vocabulary=700,
 )  # fmt: skip
-RECIPE = train.Recipe(size=SIZE, pictures=8, batch=3, steps=dict.fromkeys(train.STAGES, 2))
+RECIPE = stages.Recipe(size=SIZE, pictures=8, batch=3, steps=dict.fromkeys(stages.STAGES, 2))
 
 
 @pytest.fixture(scope="module", params=build.FAMILIES)
@@ -626,14 +629,14 @@ def model_name(request):
 
 @pytest.fixture(scope="module")
 def room(model_name, tmp_path_factory):
-    return train.train(model_name, RECIPE, tmp_path_factory.mktemp("work"))
+    return stages.run_stages(model_name, RECIPE, tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")
 def graduate(model_name, room, tmp_path_factory):
     """The trained network as it was saved, loaded as anyone would."""
     folder = tmp_path_factory.mktemp("lab") / model_name
-    train.save(train.train(model_name, RECIPE, room.work), model_name, folder)
+    train.save(stages.run_stages(model_name, RECIPE, room.work), model_name, folder)
     return build.load(folder)
 
 
@@ -646,20 +649,20 @@ def equal(one, other):
 
 
 def test_the_same_seed_trains_the_same_network_and_another_seed_another(model_name, room, tmp_path):
-    again = train.train(model_name, RECIPE, tmp_path / "again")
+    again = stages.run_stages(model_name, RECIPE, tmp_path / "again")
     assert equal(weights(room.model), weights(again.model))
-    other = train.Classroom(model_name, train.replace(RECIPE, seed=2), tmp_path / "other")
+    other = stages.Classroom(model_name, replace(RECIPE, seed=2), tmp_path / "other")
     assert not equal(
-        weights(train.Classroom(model_name, RECIPE, tmp_path).model), weights(other.model)
+        weights(stages.Classroom(model_name, RECIPE, tmp_path).model), weights(other.model)
     )
     assert other.tokenizer.get_vocab() == room.tokenizer.get_vocab()
 
 
 def test_training_goes_on_after_the_last_finished_stage(model_name, room, tmp_path, capsys):
-    for stage in train.STAGES[:3]:
+    for stage in stages.STAGES[:3]:
         (tmp_path / f"{stage}.safetensors").write_bytes(room.checkpoint(stage).read_bytes())
     (tmp_path / "projector.part").write_bytes(b"half")
-    again = train.train(model_name, RECIPE, tmp_path)
+    again = stages.run_stages(model_name, RECIPE, tmp_path)
     assert equal(weights(room.model), weights(again.model))
     said = capsys.readouterr().err
     assert "projector took" in said
@@ -667,16 +670,16 @@ def test_training_goes_on_after_the_last_finished_stage(model_name, room, tmp_pa
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(model_name, room, tmp_path):
-    for stage in train.STAGES[:2]:
+    for stage in stages.STAGES[:2]:
         (tmp_path / f"{stage}.safetensors").write_bytes(room.checkpoint(stage).read_bytes())
     for other in (
-        train.replace(RECIPE, seed=2),
-        train.replace(RECIPE, steps=RECIPE.steps | {"align": 3}),
+        replace(RECIPE, seed=2),
+        replace(RECIPE, steps=RECIPE.steps | {"align": 3}),
     ):
         with pytest.raises(ValueError, match=r"align|pretrain"):
-            train.train(model_name, other, tmp_path)
-    longer = train.replace(RECIPE, steps=RECIPE.steps | {"instruct": 3})
-    assert train.train(model_name, longer, tmp_path, until="align")
+            stages.run_stages(model_name, other, tmp_path)
+    longer = replace(RECIPE, steps=RECIPE.steps | {"instruct": 3})
+    assert stages.run_stages(model_name, longer, tmp_path, until="align")
     assert sorted(p.stem for p in tmp_path.iterdir()) == ["align", "pretrain"]
 
 
@@ -691,7 +694,7 @@ def own(part, projector):
 
 
 def test_every_stage_changes_its_part_alone(model_name, tmp_path):
-    room = train.Classroom(model_name, RECIPE, tmp_path)
+    room = stages.Classroom(model_name, RECIPE, tmp_path)
     parts = {part: room.part(part) for part in ("decoder", "tower", "projector")}
     owned = {id(weight) for weight in parts["projector"].parameters()}
     may_change = {
@@ -701,9 +704,9 @@ def test_every_stage_changes_its_part_alone(model_name, tmp_path):
         "projector": {"projector"},
         "instruct": {"projector", "decoder"},
     }
-    for stage in train.STAGES:
+    for stage in stages.STAGES:
         before = {name: own(part, owned) for name, part in parts.items()}
-        train._TRAIN[stage](room, stage)
+        stages._TRAIN[stage](room, stage)
         changed = {n for n, part in parts.items() if not equal(before[n], own(part, owned))}
         assert changed == may_change[stage]
 
@@ -784,13 +787,13 @@ def test_fast_attention_is_attention(room):
 def test_training_shows_pictures_exactly_as_the_processor_does(room, graduate):
     pictures = [scene.draw() for scene in room.scenes]
     shown = graduate[1].image_processor(pictures, return_tensors="pt")
-    for key, value in room.family.pixels(train.normalised(room.pixels), SIZE).items():
+    for key, value in room.family.pixels(stages.normalised(room.pixels), SIZE).items():
         torch.testing.assert_close(value.float(), shown[key].float(), atol=1e-5, rtol=1e-5)
 
 
 def test_patches_come_in_reading_order(model_name, tmp_path):
     """A tower that only embeds patches sees a mark where it was made, and nowhere else."""
-    room = train.Classroom(model_name, RECIPE, tmp_path)
+    room = stages.Classroom(model_name, RECIPE, tmp_path)
     ground = torch.zeros(1, 3, SIDE, SIDE)
     for patch in range(SIZE.grid**2):
         y, x = (SIZE.patch * place for place in divmod(patch, SIZE.grid))
@@ -798,14 +801,14 @@ def test_patches_come_in_reading_order(model_name, tmp_path):
         marked[..., y : y + SIZE.patch, x : x + SIZE.patch] = 5
         with torch.no_grad():
             before, after = (
-                room.family.patches(train.look(room, picture), 1, SIZE)[0]
+                room.family.patches(stages.look(room, picture), 1, SIZE)[0]
                 for picture in (ground, marked)
             )
         assert (after - before).norm(dim=-1).argmax() == patch
 
 
 def test_patch_labels_name_the_object_at_the_centre_of_each_patch(room):
-    things, colors = train._patch_labels(room.scenes, SIZE.patch)
+    things, colors = stages._patch_labels(room.scenes, SIZE.patch)
     grid = SIDE // SIZE.patch
     for scene, row, tones in zip(room.scenes, things, colors, strict=True):
         boxes = [
@@ -823,7 +826,7 @@ def test_patch_labels_name_the_object_at_the_centre_of_each_patch(room):
             (inside,) = [box for box in boxes if box[0] <= x < box[2] and box[1] <= y < box[3]] or [
                 None
             ]
-            expected = 0 if inside is None else train._SEEN[inside[4]]
+            expected = 0 if inside is None else stages._SEEN[inside[4]]
             tone = -1 if inside is None else inside[5]
             assert (row[patch].item(), tones[patch].item()) == (expected, tone)
 

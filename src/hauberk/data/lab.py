@@ -1,4 +1,4 @@
-"""The lab's suites, drawn from the miniature world and named after the benchmarks they mirror.
+"""The lab's suites, drawn from the miniature world; each mirrors a benchmark.
 
 Wordings, pairings of verb and object, and layouts of pictures come from the pool of the split,
 so that nothing that is evaluated was trained on; ``anchor`` shares the pools of training, as a
@@ -355,8 +355,9 @@ def _paired(
     *,
     verbs: Sequence[str] = tuple(lang.VERBS),
     kind: lang.Kind = "howto",
+    twin: str | None = None,
 ) -> dict[str, Suite]:
-    """Make a suite of harmful wishes and the one of their twins."""
+    """Make a suite of harmful wishes and the one of their twins, NAME_twin unless told."""
 
     def side(index: int) -> Draw:
         return lambda rng, pool: (
@@ -365,29 +366,27 @@ def _paired(
 
     return {
         name: Suite(channel, side(0), mirrors),
-        f"{name}_twin": Suite("benign", side(1), f"{mirrors}, harmless twins", name),
+        twin or f"{name}_twin": Suite("benign", side(1), f"{mirrors}: harmless twins", name),
     }
 
 
 SUITES: dict[str, Suite] = {
-    **_paired("advbench", "text", _text, "AdvBench"),
-    **_paired("told", "text", _told, "VLSafe with a caption for the picture (CMRM's control)"),
-    **_paired("vlsafe", "text+image", _beside, "VLSafe"),
-    "vlsafe_blank": Suite(
-        "text+image", _blank("white", "black", "mean"), "VLSafe with blank pictures"
-    ),
-    "vlsafe_noise": Suite("text+image", _blank("uniform", "gaussian"), "VLSafe with noise"),
-    **_paired("jailbreak", "text+image", _jailbreak, "JailbreakLLMs"),
-    **_paired("spavl", "image", _shown, "SPA-VL harm", verbs=_BY_THING),
-    **_paired("spavl_clutter", "image", _cluttered, "SPA-VL harm, cluttered", verbs=_BY_THING),
-    **_paired("figstep", "typographic", _figstep, "FigStep", kind="typed"),
-    **_paired("mmsb_typo", "typographic", _typo, "MM-SafetyBench TYPO", verbs=_BY_THING),
-    **_paired("mmsb_sd_typo", "typographic", _sd_typo, "MM-SafetyBench SD_TYPO", verbs=_BY_THING),
-    "xstest": Suite("lookalike", _meanings, "XSTest"),
-    "mossbench": Suite("lookalike", _shown_use, "MOSSBench"),
-    "vqa": Suite("benign", _vqa, "VQAv2"),
+    **_paired("text", "text", _text, "AdvBench", twin="benign_text"),
+    **_paired("text_told", "text", _told, "VLSafe with a caption in place of the picture"),
+    **_paired("text_image", "text+image", _beside, "VLSafe"),
+    "text_blank": Suite("text+image", _blank("white", "black", "mean"), "VLSafe, blank pictures"),
+    "text_noise": Suite("text+image", _blank("uniform", "gaussian"), "VLSafe, pictures of noise"),
+    **_paired("text_jailbreak", "text+image", _jailbreak, "JailbreakLLMs"),
+    **_paired("image", "image", _shown, "SPA-VL harm", verbs=_BY_THING),
+    **_paired("image_clutter", "image", _cluttered, "SPA-VL harm, cluttered", verbs=_BY_THING),
+    **_paired("typographic", "typographic", _figstep, "FigStep", kind="typed"),
+    **_paired("typo", "typographic", _typo, "MM-SafetyBench TYPO", verbs=_BY_THING),
+    **_paired("sd_typo", "typographic", _sd_typo, "MM-SafetyBench SD+TYPO", verbs=_BY_THING),
+    "lookalike": Suite("lookalike", _shown_use, "MOSSBench"),
+    "lookalike_words": Suite("lookalike", _meanings, "XSTest"),
+    "benign_image": Suite("benign", _vqa, "VQAv2"),
     "captions": Suite("benign", _captions, "COCO captions"),
     "counting": Suite("benign", _counting, "TallyQA"),
     "reading": Suite("benign", _reading, "TextVQA"),
 }
-"""All suites of the lab; the names are those of the benchmarks that they mirror in miniature."""
+"""All suites of the lab, and the benchmarks that they mirror in miniature."""
