@@ -44,9 +44,11 @@ def _packed_attention(
     Without "flash" in the name of its attention, Qwen's tower calls it once a picture.
     """
     pictures = len(cu_seq_lens_q) - 1
-    folded = (part[0].unflatten(1, (pictures, -1)).transpose(0, 1) for part in (query, key, value))
+    queries, keys, values = (
+        part[0].unflatten(1, (pictures, -1)).transpose(0, 1) for part in (query, key, value)
+    )
     more = {name: more[name] for name in ("scaling", "dropout", "is_causal")}
-    attended, _ = _float32_attention(module, *folded, attention_mask, **more)
+    attended, _ = _float32_attention(module, queries, keys, values, attention_mask, **more)
     return attended.flatten(0, 1).unsqueeze(0), None
 
 
