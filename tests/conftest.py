@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,18 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny() -> Tiny:
     """A LLaVA of 200k parameters with more vision than decoder blocks, and 12 + 6 requests."""
+    return tiny_of("lab-llava")
+
+
+@pytest.fixture(scope="session", params=["lab-llava", "lab-qwen", "lab-intern"])
+def any_tiny(request: pytest.FixtureRequest) -> Tiny:
+    """A tiny model of every family of the lab in turn, with the same requests."""
+    return tiny_of(request.param)
+
+
+@cache
+def tiny_of(name: str) -> Tiny:
+    """Make a tiny model of a family of the lab."""
     import torch
 
     from hauberk.lab import build, curriculum
@@ -40,18 +53,23 @@ def tiny() -> Tiny:
     scenes = curriculum.scenes(rng, 12)
     text = list(islice(curriculum.text_examples(rng, aligned=True), 300))
     visual = list(islice(curriculum.visual_examples(rng, scenes, questions=0.6), 300))
-    turns = [turn for example in (*text, *visual) for turn in example.turns]
-    corpus = [f"USER: {question} ASSISTANT: {answer}" for question, answer in turns]
-    tokenizer = build.build_tokenizer(corpus, size)
-    model = build.build_llava(tokenizer, size, seed=0)
+    family = build.FAMILIES[name]
+    corpus = [
+        f"USER: {question} ASSISTANT: {family.dialect.say(answer)}"
+        for example in (*text, *visual)
+        for question, answer in example.turns
+    ]
+    tokenizer = build.tokenizer_of(family, corpus, size)
+    processor = build.processor_of(family, tokenizer, size)
+    model = build.network_of(family, tokenizer, size, seed=0)
     torch.manual_seed(0)
     for weight in model.parameters():  # larger than the default, so that answers differ
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.15)
-    processor = build.build_llava_processor(tokenizer, size)
     pictured = [
         Request(example.turns[0][0], (scenes[example.scene].draw(),))
         for example in visual[: len(scenes)]
+        if example.scene is not None
     ]
     plain = [Request(example.turns[0][0]) for example in text[:6]]
     return Tiny(model.eval(), processor, pictured, plain)
