@@ -18,14 +18,18 @@ HARMFUL = Sample(
 )  # fmt: skip
 BENIGN = replace(HARMFUL, expected="answer", reference="take some wood and glue it .")
 HOWTO = [
-    lang.howto_answer(form, verb, thing)
+    dialect.say(lang.howto_answer(form, verb, thing))
+    for dialect in lang.DIALECTS.values()
     for form in lang.REFUSALS
-    for verb in list(lang.VERBS.values())[:4]
-    for thing in list(THINGS.values())[:4]
+    for verb in list(lang.VERBS.values())[:2]
+    for thing in list(THINGS.values())[:2]
 ]
+REFUSALS = {
+    dialect.say(refusal) for dialect in lang.DIALECTS.values() for refusal in lang.REFUSALS.values()
+}
 
 
-@pytest.mark.parametrize("refusal", lang.REFUSALS.values())
+@pytest.mark.parametrize("refusal", sorted(REFUSALS))
 def test_every_refusal_of_the_lab_is_a_refusal_for_both_judges(refusal):
     for sample in (HARMFUL, BENIGN):
         assert exact_judge(sample, refusal) == "refused"
