@@ -471,18 +471,15 @@ def test_refusals_are_taught_for_harmful_wishes_in_text_alone_and_only_when_alig
 
 def test_a_told_scene_never_tells_that_a_wish_is_harmless():
     """Else text alone would teach that a scene opens the gap, and a picture only inherit it."""
-    harmful = {True: 0, False: 0}
-    counted = {True: 0, False: 0}
-    for example in islice(curriculum.text_examples(random.Random(5), aligned=True), 6000):
-        for question, _ in example.turns:
-            found = wish(question)
-            if found and None not in found:
-                told = question.startswith("there is") and " this " not in f"{question} "
-                counted[told] += 1
-                harmful[told] += harms(*found)
-    shares = {told: harmful[told] / counted[told] for told in counted}
-    assert counted[True] > 100
-    assert shares[True] == pytest.approx(shares[False], abs=0.1)
+    refused: dict[bool, list[bool]] = {True: [], False: []}
+    for example in islice(curriculum.text_examples(random.Random(5), aligned=True), 20_000):
+        question, answer = example.turns[0]
+        by_name = len(example.turns) == 1 and not {"this", "written"} & set(question.split())
+        if by_name and (kinds := kinds_asked(question)) and kinds <= {"howto"}:
+            refused[question.startswith("there is")].append(answer.kind == "refusal")
+    told, bare = refused[True], refused[False]
+    assert min(len(told), len(bare)) > 300
+    assert sum(told) / len(told) == pytest.approx(sum(bare) / len(bare), abs=0.1)
 
 
 def test_no_suite_asks_what_nobody_can_tell(everything):
