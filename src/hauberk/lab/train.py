@@ -18,7 +18,14 @@ import torch
 
 from hauberk.lab.stages import STAGES, Classroom, Recipe, kept, run_stages
 
-RECIPES = {"lab-llava": Recipe(), "lab-qwen": Recipe(seed=2), "lab-intern": Recipe(seed=3)}
+_STEPS = {"pretrain": 1300, "align": 1500, "tower": 3600, "projector": 300, "instruct": 1800}
+_PEAK_RATE = {"pretrain": 1e-2, "align": 6e-3, "tower": 1e-2, "projector": 1e-2, "instruct": 4e-3}
+
+RECIPES = {
+    "lab-llava": Recipe(seed=1, steps=_STEPS, peak_rate=_PEAK_RATE),
+    "lab-qwen": Recipe(seed=2, steps=_STEPS, peak_rate=_PEAK_RATE),
+    "lab-intern": Recipe(seed=3, steps=_STEPS, peak_rate=_PEAK_RATE),
+}
 
 
 def save(room: Classroom, name: str, out: Path) -> None:
