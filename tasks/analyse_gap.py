@@ -58,7 +58,7 @@ def run(params: Params, model_name: str) -> Path:
     read_json(evaluation / "card.json")  # or it is said which stage to run
     suites = [read_suite(DATA / "anchor" / f"{suite}.parquet") for suite in GAP_SUITES]
     harmful, harmless, captioned = (spread(suite, params.gap.requests) for suite in suites)
-    measured, points = _positions(model, processor, harmful, harmless, params.seed)
+    measured, points = _places(model, processor, harmful, harmless, params.seed)
     document = {
         **_answers(evaluation / "responses.jsonl"),
         **measured,
@@ -94,7 +94,7 @@ def _answers(responses: Path) -> Row:
     return {"gap": asdict(gap), "verdict": verdict(gap), "rates": rows}
 
 
-def _positions(
+def _places(
     model: "PreTrainedModel",
     processor: "ProcessorMixin",
     harmful: "Sequence[Sample]",

@@ -121,7 +121,8 @@ def _direction(document: Row) -> "Figure":
     for group, (label, place) in GROUPS.items():
         _curve(scores, line(document, "score", group), label, place, telling)
     if not telling:
-        scores.text(0.5, 0.5, "no block tells held-out texts apart", ha="center", color=MUTED)
+        says = "no block tells other texts apart"
+        scores.text(0.5, 0.5, says, ha="center", color=MUTED, transform=scores.transAxes)
     _curve(areas, line(document, "auroc", "text"), "text", 0)
     _curve(areas, line(document, "auroc", "image"), "text with a picture", 3)
     areas.axhline(0.5, label="by chance", **_REFERENCE)
