@@ -1,6 +1,7 @@
 """Stage compare: all evaluations -> one table, paired differences, and the report.
 
-in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/data
+in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
+     artifacts/data
 out  reports/   metrics.json, differences.json, index.html, plots/*.svg, card.json
 """
 
@@ -15,6 +16,7 @@ from tasks.stage import (
     UNDEFENDED,
     bundle_folder,
     evaluation_folder,
+    gap_folder,
     main,
     read_json,
     write_json,
@@ -52,6 +54,7 @@ def run(params: Params) -> Path:
         responses=responses,
         images=_images(params),
         chosen=params.registry.promote,
+        gaps={model: _gap(model) for model in params.models},
         context=_context(params),
     )
     with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:
@@ -59,6 +62,13 @@ def run(params: Params) -> Path:
         write_json(differences, partial / "differences.json")
         render_report(comparison, partial)
     return REPORTS
+
+
+def _gap(model: str) -> dict[str, Any]:
+    """What the analysis of a model's gap found, with its plots."""
+    folder = gap_folder(model)
+    plots = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.svg"))}
+    return {**read_json(folder / "gap.json"), "plots": plots}
 
 
 def _images(params: Params) -> dict[str, bytes]:

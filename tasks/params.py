@@ -94,6 +94,15 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class GapParams:
+    """What the analysis of the safety gap reads states of."""
+
+    requests: Annotated[int, Field(ge=8)]
+    """Of the anchor split, in each group: every other one to fit on, the rest to measure.  Eight at
+    least, as hauberk.analysis.gap.AT_LEAST says; a test compares the two."""
+
+
+@dataclass(frozen=True)
 class Registry:
     """Which defense of which model goes to production, through the gate."""
 
@@ -112,6 +121,7 @@ class Params:
     suites: Annotated[list[str], Field(min_length=1)]
     defenses: dict[str, ShiftParams]
     evaluate: Generation
+    gap: GapParams
     gate: list[dict[str, Any]]
     registry: Registry
 
@@ -122,7 +132,7 @@ class Params:
 
 
 for _section in (
-    Sizes, Profile, ModelSpec, Variant, ShiftParams, Generation, Registry, Params,
+    Sizes, Profile, ModelSpec, Variant, ShiftParams, Generation, GapParams, Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
@@ -227,6 +237,7 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("defenses", 3): ShiftParams,
         ("defenses", 5): Variant,
         ("evaluate", 2): Generation,
+        ("gap", 2): GapParams,
         ("registry", 2): Registry,
     }
     section = sections.get((str(location[0]), len(location)), Params)
@@ -238,6 +249,7 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
     if params.profile not in params.profiles:
         yield f"profile: {params.profile!r} is not one of {', '.join(params.profiles)}"
     yield from _bad_suites("suites", params.suites)
+    yield from _bad_gap(params)
     for name, defense in params.defenses.items():
         yield from _bad_defense(f"defenses.{name}", name, defense)
         for index, variant in enumerate(defense.variants):
@@ -258,11 +270,25 @@ def _bad_suites(key: str, names: list[str]) -> Iterator[str]:
     yield from _repeated(key, names)
 
 
+def _bad_gap(params: Params) -> Iterator[str]:
+    for suite in ("text", "text_image", "benign_image"):
+        if suite not in params.suites:
+            yield f"gap: {suite!r} is not among `suites`, which it is measured on; put it there"
+    for name, profile in params.profiles.items():
+        if profile.data.anchor < params.gap.requests:
+            yield (
+                f"gap.requests: {params.gap.requests} is more than the {profile.data.anchor} rows "
+                f"of profiles.{name}.data.anchor; as many or fewer are right"
+            )
+
+
 def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
     from hauberk.data.lab import SUITES
 
     if name == "none":
         yield f"{key}: 'none' is the undefended model; give the defense another name"
+    if name == "gap":
+        yield f"{key}: artifacts/MODEL/gap holds the analysis of the gap; give it another name"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _ and - only"
     yield from _bad_suites(f"{key}.anchors", defense.anchors)

@@ -2,14 +2,14 @@
 
 in   nothing but parameters
 out  artifacts/data/SPLIT/SUITE.parquet   test for every suite; anchor and calibration where a
-     defense is fitted or calibrated on it
+     defense is fitted or calibrated on it; anchor where the gap is analysed on it
      artifacts/data/card.json             sizes and hashes
 """
 
 from pathlib import Path
 
 from tasks.params import Params
-from tasks.stage import DATA, main, writing
+from tasks.stage import DATA, GAP_SUITES, main, writing
 
 
 def run(params: Params) -> Path:
@@ -34,6 +34,7 @@ def run(params: Params) -> Path:
 def _wanted(params: Params) -> list[tuple[str, str, int]]:
     sizes = params.budget.data
     anchors = {suite for defense in params.defenses.values() for suite in defense.anchors}
+    anchors.update(GAP_SUITES)
     calibration = {s for defense in params.defenses.values() for s in defense.calibrate_on}
     return [
         *(("test", suite, sizes.samples) for suite in params.suites),

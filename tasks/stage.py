@@ -23,6 +23,11 @@ DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
 UNDEFENDED = "none"
 """Stands where the name of a defense would."""
+GAP = "gap"
+"""Stands there as well, for the analysis of the undefended model."""
+GAP_SUITES = ("text_image", "text_image_twin", "captions")
+"""What it reads states of, on the anchor split: harmful and harmless words beside a picture, and
+pictures with their captions."""
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -117,6 +122,11 @@ def bundle_folder(model: str, defense: str) -> Path:
 def evaluation_folder(model: str, defense: str) -> Path:
     """Where its evaluation lies."""
     return ARTIFACTS / model / defense / "evaluation"
+
+
+def gap_folder(model: str) -> Path:
+    """Where the analysis of a model's safety gap lies."""
+    return ARTIFACTS / model / GAP
 
 
 def load_model(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMixin]":

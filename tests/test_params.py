@@ -57,6 +57,7 @@ WRONG = [
     ((*VARIANT, "alpha"), 1, "defenses.cmrm.variants.0.alpha: unknown key.*level, compose"),
     (("evaluate", "batch"), 1, "evaluate.batch: unknown key.*batch_size"),
     (("registry", "promotes"), {}, "registry.promotes: unknown key.*promote"),
+    (("gap", "request"), 60, "gap.request: unknown key.*requests"),
     (("gate", 0, "at_mots"), 1, "gate.0: unknown key .*at_mots.*at_most"),
     # a value of the wrong type or out of range
     (
@@ -77,6 +78,7 @@ WRONG = [
     (("evaluate", "batch_size"), 2.5, "evaluate.batch_size: 2.5 is wrong.*integer"),
     (("evaluate",), [64, 32], r"evaluate: \[64, 32\] is wrong"),
     (("models",), {}, r"models: \{\} is wrong.*at least 1"),
+    (("gap", "requests"), 7, "gap.requests: 7 is wrong.*greater than or equal to 8"),
     ((*VARIANT, "compose"), "clever", "variants.0.compose: 'clever' is wrong.*naive.*single"),
     ((*VARIANT, "layers"), [2, "three"], "variants.0.layers.1: 'three' is wrong.*integer"),
     (("models", "lab-llava", "dtype"), "int8", "models.lab-llava.dtype: 'int8' is wrong.*float32"),
@@ -134,6 +136,9 @@ WRONG = [
     ),
     (("registry", "promote"), {"lab-llava": "x"}, "promote.lab-llava: 'x' is not one of cmrm"),
     (("defenses", "none"), RIGHT["defenses"]["cmrm"], "defenses.none: 'none' is the undefended"),
+    (("defenses", "gap"), CMRM, "defenses.gap: artifacts/MODEL/gap holds the analysis"),
+    (("gap", "requests"), 101, "gap.requests: 101 is more than the 100 rows of profiles.quick"),
+    (("suites",), ["text", "text_image"], "gap: 'benign_image' is not among `suites`"),
     (("gate",), [], "gate: expected a list of rules"),
     (("gate", 0, "at_most"), "low", "gate.0: at_most: expected a number, found 'low'"),
     (("gate", 0, "at_most"), 10, "gate.0: at_most: 10 is outside 0..1, .*write 0.10 for 10 %"),

@@ -11,14 +11,15 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hauberk.data.samples import read_suite
-from hauberk.errors import BadParams, HauberkError
-from tasks import compare, estimate_shift, evaluate, prepare_data
+from hauberk.data.samples import read_suite, write_suite
+from hauberk.errors import BadData, BadParams, HauberkError
+from tasks import analyse_gap, compare, estimate_shift, evaluate, prepare_data
 from tasks.params import load_params
 from tasks.stage import load_model, spread, writing
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
 SMALL = {
     "profile": "small",
-    "profiles": {"small": {"data": {"samples": 6, "calibration": 3, "anchor": 3}, "alphas": [1.0]}},
+    "profiles": {"small": {"data": {"samples": 6, "calibration": 3, "anchor": 8}, "alphas": [1.0]}},
     "suites": ["text", "text_image", "benign_image"],
     "defenses": {
         "cmrm": {
@@ -37,6 +38,7 @@ SMALL = {
         }
     },
     "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},
+    "gap": {"requests": 8},
 }
 
 
@@ -96,6 +98,7 @@ def done(lab_folder, tmp_path_factory):
     succeed(root, "prepare_data", env=receipts)
     run(root, estimate_shift, "lab-llava", "cmrm")
     run(root, evaluate, "lab-llava", "none")
+    run(root, analyse_gap, "lab-llava")
     run(root, evaluate, "lab-llava", "cmrm")
     succeed(root, "compare", env=receipts | {"DVC_STAGE": "compare@all"})
     return root
@@ -103,7 +106,8 @@ def done(lab_folder, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
-    for folder in ("artifacts/data", "artifacts/lab-llava/cmrm/bundle", "reports"):
+    bundle, gap = "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/gap"
+    for folder in ("artifacts/data", bundle, gap, "reports"):
         card = json.loads((done / folder / "card.json").read_text())
         found = {path.as_posix() for path in contents(done / folder)} - {"card.json"}
         assert set(card["files"]) == found
@@ -141,6 +145,43 @@ def test_the_bundle_says_what_was_tried_on_calibration_and_loads(done, tiny):
     assert [d["id"] for d in card["data"]] == [
         "anchor/text_image", "calibration/text_image", "calibration/benign_image",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_gap_is_what_the_evaluation_says_and_its_states_are_of_the_anchor_split(done):
+    folder = done / "artifacts/lab-llava/gap"
+    found = json.loads((folder / "gap.json").read_text())
+    metrics = json.loads((done / "artifacts/lab-llava/none/evaluation/metrics.json").read_text())
+    assert {row["suite"] for row in found["rates"]} == set(SMALL["suites"])
+    assert all(row in metrics for row in found["rates"])
+    rates = {row["suite"]: row["value"] for row in found["rates"] if row["metric"] == "unsafe_rate"}
+    assert found["gap"]["value"] == pytest.approx(rates["text_image"] - rates["text"])
+    blocks = len(found["explained"])
+    kinds = {(row["measure"], row["group"]) for row in found["layers"]}
+    assert len(found["layers"]) == len(kinds) * blocks
+    states = pd.read_parquet(folder / "states.parquet")
+    assert len(states) == 5 * blocks * SMALL["gap"]["requests"] / 2
+    assert json.loads((folder / "card.json").read_text())["suites"] == [
+        "anchor/text_image", "anchor/text_image_twin", "anchor/captions",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_gap_is_the_same_bytes_every_time_and_needs_enough_of_every_suite(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    folder = root / "artifacts/lab-llava/gap"
+    shutil.rmtree(folder)
+    run(root, analyse_gap, "lab-llava")
+    assert contents(folder) == contents(done / "artifacts/lab-llava/gap")
+    shutil.rmtree(folder)
+    suite = root / "artifacts/data/anchor/text_image_twin.parquet"
+    write_suite(read_suite(suite)[:7], suite)
+    with pytest.raises(BadData, match="7 requests are too few"):
+        run(root, analyse_gap, "lab-llava")
+    suite.unlink()
+    with pytest.raises(BadData, match=r"text_image_twin\.parquet: no such suite; run"):
+        run(root, analyse_gap, "lab-llava")
+    assert not list(folder.parent.glob("gap*"))
 
 
 @pytest.mark.slow
@@ -338,6 +379,7 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
     [
         (("prepare_data", "extra"), "python -m tasks.prepare_data"),
         (("estimate_shift", "lab-llava"), "python -m tasks.estimate_shift MODEL DEFENSE"),
+        (("analyse_gap",), "python -m tasks.analyse_gap MODEL"),
         (("evaluate",), "python -m tasks.evaluate MODEL DEFENSE"),
         (("compare", "a", "b"), "python -m tasks.compare"),
     ],
@@ -353,6 +395,7 @@ def test_wrong_arguments_are_status_2_with_the_usage(tmp_path, arguments, usage)
     ("arguments", "says"),
     [
         ((estimate_shift, "lab-llava", "cmrm"), "no such suite; run `dvc repro prepare_data`"),
+        ((analyse_gap, "lab-llava"), r"none/evaluation/card\.json does not exist.*`dvc repro`"),
         ((evaluate, "lab-llava", "cmrm"), r"expected a card\.json"),
         ((compare,), "run the stage that writes it: `dvc repro`"),
     ],

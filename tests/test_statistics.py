@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, multinomial
 from statsmodels.stats.contingency_tables import mcnemar
 
-from hauberk.evaluation.statistics import paired_difference, proportion
+from hauberk.evaluation.statistics import paired_difference, proportion, unpaired_difference
 
 flags = st.lists(st.booleans(), min_size=1, max_size=60)
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -39,6 +39,32 @@ def test_counting_the_opposite_mirrors_the_interval(drawn):
     found, mirrored = proportion(drawn), proportion([not flag for flag in drawn])
     assert mirrored.value == pytest.approx(1 - found.value)
     assert mirrored.low == pytest.approx(1 - found.high, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [
+        ((56, 70, 48, 80), 0.0524, 0.3339),
+        ((9, 10, 3, 10), 0.1705, 0.8090),
+        ((6, 7, 2, 7), 0.0582, 0.8062),
+        ((5, 56, 0, 29), -0.0381, 0.1926),
+        ((10, 10, 0, 10), 0.6075, 1.0),
+    ],
+)
+def test_a_difference_of_two_groups_has_newcombe_s_interval(counts, low, high):
+    """The published examples of his method 10."""
+    positive, n, others, m = counts
+    found = unpaired_difference(np.arange(n) < positive, np.arange(m) < others)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+    assert found.n == n + m
+
+
+@given(flags, flags)
+def test_exchanging_two_groups_mirrors_the_interval_that_holds_their_difference(one, other):
+    found, mirrored = unpaired_difference(one, other), unpaired_difference(other, one)
+    assert -1 <= found.low <= found.value <= found.high <= 1
+    assert found.value == pytest.approx(np.mean(one) - np.mean(other))
+    assert found.low == pytest.approx(-mirrored.high, abs=1e-12)
 
 
 def test_the_interval_of_a_proportion_covers_the_truth_about_95_times_in_100():

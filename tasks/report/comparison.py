@@ -49,6 +49,8 @@ class Comparison:
     """sample_id -> PNG, JPEG or WebP bytes; only samples with a picture."""
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Model -> the defense that is put forward for it."""
+    gaps: Mapping[str, Row] = field(default_factory=dict)
+    """Model -> its gap.json, and under `plots` the SVG of each of its plots."""
     context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Title -> names and values for the foot of the page: parameters, versions, hashes."""
 

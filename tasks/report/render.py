@@ -3,12 +3,14 @@
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.report import tables, words
 from tasks.report.comparison import UNDEFENDED, Comparison
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting
+from tasks.report.gap import gaps
 from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import bounds_of, by_suite
 
@@ -45,9 +47,11 @@ def render_report(comparison: Comparison, out: Path) -> Path:
         If two rows claim the same measurement, or a picture is neither PNG, JPEG nor WebP.
     """
     plots = {model: figures(comparison, model) for model in comparison.models}
-    page = _environment().get_template("page.html.j2").render(_content(comparison, plots))
+    content = _content(comparison, plots)
+    page = _environment().get_template("page.html.j2").render(content)
     (out / "plots").mkdir(parents=True, exist_ok=True)
-    for figure in (figure for drawn in plots.values() for figure in drawn):
+    drawn = [*plots.values(), *(gap.figures for gap in content["gaps"].values())]
+    for figure in chain.from_iterable(drawn):
         (out / "plots" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
     index = out / "index.html"
     index.write_text(page, encoding="utf-8")
@@ -78,6 +82,7 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "measured": tables.measured(comparison),
         "others": tables.others(comparison),
         "plots": plots,
+        "gaps": gaps(comparison),
         "sweeps": comparison.sweeps,
         "judges": {model: tables.judges(comparison, model) for model in comparison.models},
         "samples": samples,

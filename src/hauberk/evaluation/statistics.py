@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest, norm
-from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 CONFIDENCE = 0.95
 
@@ -56,6 +56,31 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
     value = count / n  # at 0 and n the ends are off by a rounding error
     return min(value, float(low)), max(value, float(high))
+
+
+def unpaired_difference(treated: ArrayLike, control: ArrayLike) -> Estimate:
+    """Compare the proportions of two groups of other samples; (n,) and (m,) booleans in.
+
+    The interval is Newcombe's, made of the two Wilson intervals ("Interval estimation for the
+    difference between independent proportions", Statistics in Medicine 1998, method 10).
+
+    Returns
+    -------
+    Estimate
+        Of treated minus control, between -1 and 1; its n counts both groups.
+
+    Raises
+    ------
+    ValueError
+        If one of them is empty.
+    """
+    first, second = proportion(treated), proportion(control)
+    counts = [round(estimate.value * estimate.n) for estimate in (first, second)]
+    low, high = confint_proportions_2indep(
+        counts[0], first.n, counts[1], second.n, method="newcomb", alpha=1 - CONFIDENCE
+    )
+    value = first.value - second.value  # at the ends of the scale off by a rounding error
+    return Estimate(value, first.n + second.n, min(value, float(low)), max(value, float(high)))
 
 
 def paired_difference(treated: ArrayLike, control: ArrayLike) -> PairedDifference:
