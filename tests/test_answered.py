@@ -96,7 +96,7 @@ def test_what_a_model_answers_is_what_its_logits_predict_at_those_columns(any_ti
     ]
     assert pairs
     requests, answers = zip(*pairs, strict=True)
-    inputs, labels = encode_answered(processor, requests, answers, tokens=1)
+    inputs, _ = encode_answered(processor, requests, answers, tokens=1)
     predicted = model(**inputs).logits[:, -2].argmax(-1)
     shown = [text.strip() for text in processor.batch_decode(predicted[:, None])]
     assert all(answer.startswith(text) for answer, text in zip(answers, shown, strict=True))

@@ -30,7 +30,7 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
     pairs = [f"{m}-{d}" for m in params["models"] for d in params["defenses"]]
     needed = {
         "prepare_data",
-        *(f"evaluate_undefended@{model}" for model in params["models"]),
+        *(f"{s}@{m}" for s in ("attack", "evaluate_undefended") for m in params["models"]),
         *(f"{stage}@{pair}" for stage in ("estimate_shift", "evaluate") for pair in pairs),
     }
     assert set(graph.stages["compare"].upstream) == needed

@@ -1,4 +1,4 @@
-"""Projected gradient descent on a picture: the smallest known change that makes a model comply.
+"""Projected gradient descent: a bounded change of a picture that makes a model comply.
 
 Within the ball of radius epsilon in the maximum norm around a picture x0 the answer y that an
 attacker wants is made as likely as possible, from a random start,
@@ -10,9 +10,8 @@ over the first tokens of y.  Pictures are on the scale 0..255 and epsilon, alpha
 whole numbers, so that every step is an 8-bit picture: what is stored is what was measured.
 
 Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018,
-arXiv:1706.06083, equation 2.1 and the paragraph after it, with a target in place of the true
-label.  On vision-language models: Carlini et al., arXiv:2306.15447; Qi et al., arXiv:2306.13213,
-whose radii are 16, 32, 64 and 255.
+arXiv:1706.06083, section 2.1, with a target in place of the true label.  On vision-language models:
+Carlini et al., arXiv:2306.15447; Qi et al., arXiv:2306.13213, whose radii are 16, 32, 64 and none.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +36,8 @@ class Pgd:
     epsilon: int
     """Radius of the ball, on the scale 0..255; 0 changes nothing, 255 leaves the picture free."""
     step_size: int
-    """How far a value moves in one step, on the same scale."""
+    """How far a value moves in one step, on the same scale; a quarter of epsilon is that of the
+    paper on CIFAR-10."""
     steps: int
     tokens: int
     """So many first tokens of the wanted answer are aimed at."""
