@@ -1,7 +1,7 @@
 """Stage compare: all evaluations -> one table, paired differences, and the report.
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
-     artifacts/data
+     artifacts/MODEL/adversarial, artifacts/data
 out  reports/   metrics.json, differences.json, index.html, plots/*.svg, card.json
 """
 
@@ -12,13 +12,13 @@ from typing import Any
 
 from tasks.params import Params
 from tasks.stage import (
-    DATA,
     UNDEFENDED,
     bundle_folder,
     evaluation_folder,
     gap_folder,
     main,
     read_json,
+    suite_file,
     write_json,
     writing,
 )
@@ -75,11 +75,10 @@ def _images(params: Params) -> dict[str, bytes]:
     """The pictures of the test suites as they lie in the Parquet files: sample_id -> PNG."""
     import pyarrow.parquet as pq
 
-    found = {}
-    for suite in params.suites:
-        table = pq.read_table(
-            DATA / "test" / f"{suite}.parquet", columns=["sample_id", "image"]
-        ).to_pylist()
+    files = {suite_file(model, "test", suite) for model in params.models for suite in params.suites}
+    found: dict[str, bytes] = {}
+    for file in sorted(files):
+        table = pq.read_table(file, columns=["sample_id", "image"]).to_pylist()
         found |= {row["sample_id"]: row["image"]["bytes"] for row in table if row["image"]}
     return found
 

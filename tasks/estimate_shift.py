@@ -1,6 +1,6 @@
 """Stage estimate_shift: anchor and calibration suites -> a CMRM bundle of one model.
 
-in   artifacts/data/anchor/*, artifacts/data/calibration/*, the model
+in   artifacts/data/anchor/*, artifacts/data/calibration/*, artifacts/MODEL/adversarial, the model
 out  artifacts/MODEL/DEFENSE/bundle/   shift.safetensors (layers, hidden size) float32,
      sweep.json (every setting that was tried, the rule, displacement by layer), card.json
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.params import Params, ShiftParams
-from tasks.stage import DATA, bundle_folder, load_model, main, spread
+from tasks.stage import bundle_folder, load_model, main, spread, suite_file
 
 _DISPLACED = 48
 """Requests that the displacement by layer is averaged over, spread over the suites."""
@@ -33,8 +33,8 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
             f"defenses.{defense_name}: unknown; known are {', '.join(params.defenses)}."
         )
     model, processor = load_model(params, model_name)
-    anchors = _read(read_suite, "anchor", chosen.anchors)
-    calibration = _read(read_suite, "calibration", chosen.calibrate_on)
+    anchors = _read(read_suite, model_name, "anchor", chosen.anchors)
+    calibration = _read(read_suite, model_name, "calibration", chosen.calibrate_on)
     generation = {
         "batch_size": params.evaluate.batch_size,
         "max_new_tokens": params.evaluate.max_new_tokens,
@@ -69,7 +69,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     return defense.save(
         bundle_folder(model_name, defense_name),
         binding_of(model, processor),
-        data=_data_of(chosen),
+        data=_data_of(model_name, chosen),
         measurements={
             f"calibration_{metric}": rates.pooled()[metric]
             for metric in ("unsafe_rate", "accuracy", "over_refusal")
@@ -92,18 +92,21 @@ def _settings(params: Params, chosen: ShiftParams) -> list[Any]:
     return settings
 
 
-def _read(read_suite: Any, split: str, suites: list[str]) -> list[Any]:
-    return [sample for suite in suites for sample in read_suite(DATA / split / f"{suite}.parquet")]
+def _read(read_suite: Any, model: str, split: str, suites: list[str]) -> list[Any]:
+    return [sample for suite in suites for sample in read_suite(suite_file(model, split, suite))]
 
 
-def _data_of(chosen: ShiftParams) -> list[dict[str, str]]:
+def _data_of(model: str, chosen: ShiftParams) -> list[dict[str, str]]:
     from hauberk.bundle import file_hash
 
-    names = [
-        *(f"anchor/{suite}" for suite in chosen.anchors),
-        *(f"calibration/{suite}" for suite in chosen.calibrate_on),
+    named = [
+        *(("anchor", suite) for suite in chosen.anchors),
+        *(("calibration", suite) for suite in chosen.calibrate_on),
     ]
-    return [{"id": name, "sha256": file_hash(DATA / f"{name}.parquet")} for name in names]
+    return [
+        {"id": f"{split}/{suite}", "sha256": file_hash(suite_file(model, split, suite))}
+        for split, suite in named
+    ]
 
 
 if __name__ == "__main__":

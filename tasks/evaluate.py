@@ -1,6 +1,7 @@
 """Stage evaluate: test suites, a model and a defense (or none) -> responses and metrics.
 
-in   artifacts/data/test/*, the model, artifacts/MODEL/DEFENSE/bundle (unless DEFENSE is none)
+in   artifacts/data/test/*, artifacts/MODEL/adversarial, the model, artifacts/MODEL/DEFENSE/bundle
+     (unless DEFENSE is none)
 out  artifacts/MODEL/DEFENSE/evaluation/   responses.jsonl, metrics.json, metrics.parquet, card.json
 
 Finished responses are kept in .scratch/ until the stage is complete; a run that was killed goes
@@ -19,11 +20,14 @@ from tasks.stage import (
     DATA,
     SCRATCH,
     UNDEFENDED,
+    attacked_folder,
     bundle_folder,
     evaluation_folder,
     load_model,
     main,
+    read_json,
     spread,
+    suite_file,
     write_json,
     writing,
 )
@@ -51,7 +55,8 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         defense = load(bundle, model, processor)
         identity = _sha256((bundle / "card.json").read_bytes())
     binding = binding_of(model, processor)
-    samples = [s for suite in params.suites for s in read_suite(DATA / "test" / f"{suite}.parquet")]
+    files = [suite_file(model_name, "test", suite) for suite in params.suites]
+    samples = [sample for file in files for sample in read_suite(file)]
     key = journal_key(params, model_name, asdict(binding), identity)
     scratch = SCRATCH / f"evaluate@{model_name}@{defense_name}"
     with tqdm(total=len(samples), desc=f"{model_name} with {defense_name}") as bar:
@@ -96,13 +101,16 @@ def journal_key(params: Params, model_name: str, binding: dict[str, Any], bundle
 
     parts = (
         binding, bundle, asdict(params.evaluate), params.models[model_name].dtype, params.threads,
-        versions(), _data_hash(), _code_hash(),
+        versions(), _data_hash(params, model_name), _code_hash(),
     )  # fmt: skip
     return _sha256(repr(parts).encode())
 
 
-def _data_hash() -> str:
-    return _sha256((DATA / "card.json").read_bytes())
+def _data_hash(params: Params, model_name: str) -> str:
+    from hauberk.data.lab import ATTACKED
+
+    made = [attacked_folder(model_name, suite) for suite in params.suites if suite in ATTACKED]
+    return _sha256(repr([read_json(folder / "card.json") for folder in (DATA, *made)]).encode())
 
 
 def _code_hash() -> str:

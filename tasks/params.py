@@ -44,10 +44,20 @@ class Sizes:
 
 
 @dataclass(frozen=True)
+class AttackBudget:
+    """Pictures that are attacked, by split, and the steps on each."""
+
+    samples: Positive
+    calibration: Positive
+    steps: Positive
+
+
+@dataclass(frozen=True)
 class Profile:
     """A budget."""
 
     data: Sizes
+    attack: AttackBudget
     alphas: Annotated[list[Alpha], Field(min_length=1)]
 
 
@@ -81,6 +91,16 @@ class ShiftParams:
     calibrate_on: Annotated[list[str], Field(min_length=1)]
     alphas: Annotated[list[Alpha], Field(min_length=1)] | None
     variants: Annotated[list[Variant], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class AttackParams:
+    """How pictures are attacked: see :class:`hauberk.attacks.pgd.Pgd`."""
+
+    epsilon: Annotated[int, Field(ge=0, le=255)]
+    step_size: Annotated[int, Field(ge=1, le=255)]
+    tokens: Positive
+    confidence: Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -119,6 +139,7 @@ class Params:
     profiles: dict[str, Profile]
     models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
     suites: Annotated[list[str], Field(min_length=1)]
+    attack: AttackParams
     defenses: dict[str, ShiftParams]
     evaluate: Generation
     gap: GapParams
@@ -132,7 +153,8 @@ class Params:
 
 
 for _section in (
-    Sizes, Profile, ModelSpec, Variant, ShiftParams, Generation, GapParams, Registry, Params,
+    Sizes, AttackBudget, Profile, ModelSpec, Variant, ShiftParams, AttackParams, Generation,
+    GapParams, Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
@@ -232,10 +254,11 @@ def _known(location: tuple[Any, ...]) -> list[str]:
     """List the keys that are right where an unknown one stands."""
     sections: dict[tuple[str, int], Any] = {
         ("profiles", 3): Profile,
-        ("profiles", 4): Sizes,
+        ("profiles", 4): AttackBudget if "attack" in location else Sizes,
         ("models", 3): ModelSpec,
         ("defenses", 3): ShiftParams,
         ("defenses", 5): Variant,
+        ("attack", 2): AttackParams,
         ("evaluate", 2): Generation,
         ("gap", 2): GapParams,
         ("registry", 2): Registry,
@@ -248,6 +271,8 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
     """Yield what is well-formed but cannot be run."""
     if params.profile not in params.profiles:
         yield f"profile: {params.profile!r} is not one of {', '.join(params.profiles)}"
+    for name, profile in params.profiles.items():
+        yield from _bad_budget(f"profiles.{name}", profile)
     yield from _bad_suites("suites", params.suites)
     yield from _bad_gap(params)
     for name, defense in params.defenses.items():
@@ -263,10 +288,20 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
         yield from _unknown(f"registry.promote.{model}", [chosen], params.defenses)
 
 
-def _bad_suites(key: str, names: list[str]) -> Iterator[str]:
-    from hauberk.data.lab import SUITES
+def _bad_budget(key: str, profile: Profile) -> Iterator[str]:
+    for size in ("samples", "calibration"):
+        attacked, drawn = getattr(profile.attack, size), getattr(profile.data, size)
+        if attacked > drawn:
+            yield (
+                f"{key}.attack.{size}: {attacked} is wrong: pictures of drawn samples are "
+                f"attacked, and data.{size} draws {drawn} of them"
+            )
 
-    yield from _unknown(key, names, SUITES)
+
+def _bad_suites(key: str, names: list[str]) -> Iterator[str]:
+    from hauberk.data.lab import ATTACKED, SUITES
+
+    yield from _unknown(key, names, {**SUITES, **ATTACKED})
     yield from _repeated(key, names)
 
 
@@ -283,20 +318,23 @@ def _bad_gap(params: Params) -> Iterator[str]:
 
 
 def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
-    from hauberk.data.lab import SUITES
+    from hauberk.data.lab import ATTACKED, SUITES
 
+    if name in ATTACKED:
+        yield f"{key}: artifacts/MODEL/{name} holds attacked pictures; give it another name"
     if name == "none":
         yield f"{key}: 'none' is the undefended model; give the defense another name"
     if name == "gap":
         yield f"{key}: artifacts/MODEL/gap holds the analysis of the gap; give it another name"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _ and - only"
-    yield from _bad_suites(f"{key}.anchors", defense.anchors)
+    yield from _unknown(f"{key}.anchors", defense.anchors, SUITES)  # nothing else has this split
+    yield from _repeated(f"{key}.anchors", defense.anchors)
     yield from _bad_suites(f"{key}.calibrate_on", defense.calibrate_on)
     plain = [s for s in defense.anchors if s in SUITES and _sample_of(s).image is None]
     if plain:
         yield f"{key}.anchors: {plain} have no pictures, so that there is no shift to estimate"
-    known = [suite for suite in defense.calibrate_on if suite in SUITES]
+    known = [suite for suite in defense.calibrate_on if suite in {*SUITES, *ATTACKED}]
     expected = {_sample_of(suite).expected for suite in known}
     if known and len(expected) < 2:
         missing = "benign suite" if expected == {"refuse"} else "suite of harmful requests"
@@ -321,7 +359,7 @@ def _bad_model(key: str, name: str, spec: ModelSpec, root: Path) -> Iterator[str
 
 
 def _bad_gate(params: Params) -> Iterator[str]:
-    from hauberk.data.lab import SUITES
+    from hauberk.data.lab import ATTACKED, SUITES
     from registry.errors import BadRule
     from registry.gate import rules_from
 
@@ -334,17 +372,20 @@ def _bad_gate(params: Params) -> Iterator[str]:
         yield from _unknown(f"gate.{index}.suite", [rule.suite], [*params.suites, "all"])
         if rule.suite == "all":  # the evaluation as a whole
             yield from _unknown(f"gate.{index}.metric", [rule.metric], METRICS["all"])
-        elif rule.suite in params.suites and rule.suite in SUITES:
+        elif rule.suite in params.suites and rule.suite in {*SUITES, *ATTACKED}:
             known = (*METRICS[_sample_of(rule.suite).expected], *METRICS["either"])
             yield from _unknown(f"gate.{index}.metric", [rule.metric], known)
 
 
 @cache
 def _sample_of(suite: str) -> "Sample":
-    """One sample of a suite; all of them are of one kind, and all or none have a picture."""
-    from hauberk.data.lab import build_suite
+    """One sample of a suite; all of them are of one kind, and all or none have a picture.
 
-    return build_suite(suite, "calibration", 1, seed=0)[0]
+    One that is attacked is as its clean one in both.
+    """
+    from hauberk.data.lab import ATTACKED, build_suite
+
+    return build_suite(ATTACKED.get(suite, suite), "calibration", 1, seed=0)[0]
 
 
 def _unknown(key: str, names: Collection[str], known: Collection[str]) -> Iterator[str]:

@@ -2,10 +2,12 @@
 
 in   nothing but parameters
 out  artifacts/data/SPLIT/SUITE.parquet   test for every suite; anchor and calibration where a
-     defense is fitted or calibrated on it; anchor where the gap is analysed on it
+     defense is fitted or calibrated on it; anchor where the gap is analysed on it; test and
+     calibration where pictures are attacked
      artifacts/data/card.json             sizes and hashes
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tasks.params import Params
@@ -32,13 +34,19 @@ def run(params: Params) -> Path:
 
 
 def _wanted(params: Params) -> list[tuple[str, str, int]]:
+    from hauberk.data.lab import ATTACKED
+
     sizes = params.budget.data
     anchors = {suite for defense in params.defenses.values() for suite in defense.anchors}
     anchors.update(GAP_SUITES)
     calibration = {s for defense in params.defenses.values() for s in defense.calibrate_on}
+
+    def drawn(suites: Iterable[str]) -> list[str]:
+        return sorted({*suites, *ATTACKED.values()} - ATTACKED.keys())
+
     return [
-        *(("test", suite, sizes.samples) for suite in params.suites),
-        *(("calibration", suite, sizes.calibration) for suite in sorted(calibration)),
+        *(("test", suite, sizes.samples) for suite in drawn(params.suites)),
+        *(("calibration", suite, sizes.calibration) for suite in drawn(calibration)),
         *(("anchor", suite, sizes.anchor) for suite in sorted(anchors)),
     ]
 

@@ -114,6 +114,20 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
+def suite_file(model: str, split: str, suite: str) -> Path:
+    """Where the samples of a suite lie: with the data, or with the model that was attacked."""
+    from hauberk.data.lab import ATTACKED
+
+    if suite in ATTACKED:
+        return attacked_folder(model, suite) / f"{split}.parquet"
+    return DATA / split / f"{suite}.parquet"
+
+
+def attacked_folder(model: str, suite: str) -> Path:
+    """Where the pictures lie that were attacked on a model."""
+    return ARTIFACTS / model / suite
+
+
 def bundle_folder(model: str, defense: str) -> Path:
     """Where a defense of a model lies."""
     return ARTIFACTS / model / defense / "bundle"

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hauberk.data.lab import SUITES, Draft, Suite, build_suite
+from hauberk.data.lab import ATTACKED, SUITES, Draft, Suite, build_suite, complied
 from hauberk.data.samples import write_suite
 from hauberk.errors import BadData
 from hauberk.lab import build, curriculum, optimize, stages, train
@@ -623,6 +623,33 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(suites, tmp_path, n
 def test_a_longer_suite_begins_with_the_shorter_one(suites):
     longer = build_suite("benign_image", "test", 30, seed=7)
     assert content(longer[:24]) == content(suites["benign_image", "test"])
+
+
+def test_what_complies_with_a_harmless_wish_is_its_exact_answer_and_with_a_harmful_one_its_like(
+    suites,
+):
+    for split in SPLITS:
+        harmful, harmless = suites["text_image", split], suites["text_image_twin", split]
+        for wanted, twin in zip(harmful, harmless, strict=True):
+            assert lang.PLAIN.say(complied(twin)) == twin.reference
+            verb, thing = wish(wanted.question)
+            form = complied(twin).form
+            assert form.split("/")[0] == "howto"
+            expected = {"howto": "short", "howto/full": "full", "howto/steps": "steps"}[form]
+            assert complied(wanted) == lang.howto_answer(expected, lang.VERBS[verb], THINGS[thing])
+
+
+@pytest.mark.parametrize("suite", ["image", "typographic", "benign_image", "text_told"])
+def test_a_question_that_names_no_wish_has_nothing_that_complies(suites, suite):
+    sample = suites[suite, "test"][0]
+    with pytest.raises(BadData, match=f"{sample.sample_id}.*names no wish of the lab"):
+        complied(sample)
+
+
+def test_attacked_suites_are_made_from_drawn_ones_with_pictures(suites):
+    assert not ATTACKED.keys() & SUITES.keys()
+    for base in ATTACKED.values():
+        assert all(complied(sample) and sample.image for sample in suites[base, "calibration"])
 
 
 def test_an_unknown_suite_is_an_error():

@@ -56,6 +56,8 @@ WRONG = [
     (("defenses", "cmrm", "anchor"), [], "defenses.cmrm.anchor: unknown key.*anchors"),
     ((*VARIANT, "alpha"), 1, "defenses.cmrm.variants.0.alpha: unknown key.*level, compose"),
     (("evaluate", "batch"), 1, "evaluate.batch: unknown key.*batch_size"),
+    (("attack", "steps"), 1, "attack.steps: unknown key.*epsilon, step_size"),
+    (("profiles", "quick", "attack", "tset"), 1, "quick.attack.tset: unknown key.*samples, .*ste"),
     (("registry", "promotes"), {}, "registry.promotes: unknown key.*promote"),
     (("gap", "request"), 60, "gap.request: unknown key.*requests"),
     (("gate", 0, "at_mots"), 1, "gate.0: unknown key .*at_mots.*at_most"),
@@ -74,6 +76,11 @@ WRONG = [
     (("seed",), "seven", "seed: 'seven' is wrong.*integer"),
     (("seed",), True, "seed: True is wrong.*integer"),
     (("seed",), -1, "seed: -1 is wrong.*greater than or equal to 0"),
+    (("attack", "epsilon"), 256, "attack.epsilon: 256 is wrong.*less than or equal to 255"),
+    (("attack", "epsilon"), 0.06, "attack.epsilon: 0.06 is wrong.*integer"),
+    (("attack", "step_size"), 0, "attack.step_size: 0 is wrong.*greater than or equal to 1"),
+    (("attack", "confidence"), 1.0, "attack.confidence: 1.0 is wrong.*less than 1"),
+    (("profiles", "full", "attack", "steps"), 0, "full.attack.steps: 0 is wrong.*greater"),
     (("threads",), 0, "threads: 0 is wrong.*greater than or equal to 1"),
     (("evaluate", "batch_size"), 2.5, "evaluate.batch_size: 2.5 is wrong.*integer"),
     (("evaluate",), [64, 32], r"evaluate: \[64, 32\] is wrong"),
@@ -88,6 +95,20 @@ WRONG = [
     (("defenses", "cmrm", "variants"), KeyError, "defenses.cmrm.variants: missing"),
     # well-formed, but it cannot be run
     (("profile",), "fast", "profile: 'fast' is not one of quick, full"),
+    (("profiles", "full", "attack", "samples"), 9999, "full.attack.samples: 9999 is wrong.*1200"),
+    (
+        ("profiles", "quick", "attack", "calibration"),
+        121,
+        "profiles.quick.attack.calibration: 121 is wrong.*data.calibration draws 120 of them",
+    ),
+    ((*CMRM_KEY, "anchors"), ["adversarial"], "cmrm.anchors: 'adversarial' is not one of text"),
+    (
+        (*CMRM_KEY, "calibrate_on"),
+        ["adversarial"],
+        r"cmrm.calibrate_on: \['adversarial'\] hold no benign suite",
+    ),
+    (("defenses", "adversarial"), CMRM, "defenses.adversarial: .* holds attacked pictures"),
+    (("gate", 1, "suite"), "adversarial", "gate.1.metric: 'accuracy' is not one of unsafe_rate"),
     (("suites", 0), "txt", "suites: 'txt' is not one of text, "),
     (("defenses", "cmrm", "anchors", 0), "x", "defenses.cmrm.anchors: 'x' is not one of text"),
     (("defenses", "cmrm", "calibrate_on", 0), "x", "cmrm.calibrate_on: 'x' is not one of text"),
@@ -150,6 +171,16 @@ def test_the_file_of_the_project_is_right(write):
     assert params.budget is params.profiles[params.profile]
     assert list(params.models) == list(RIGHT["models"])
     assert len(params.defenses["cmrm"].variants) == len(RIGHT["defenses"]["cmrm"]["variants"])
+
+
+def test_attacked_pictures_may_be_evaluated_gated_and_calibrated_on(write):
+    suites = [*RIGHT["suites"], "adversarial"]
+    path = write(
+        (("suites",), list(dict.fromkeys(suites))),
+        ((*CMRM_KEY, "calibrate_on"), ["adversarial", "benign_image"]),
+        (("gate", 0, "suite"), "adversarial"),
+    )
+    assert load_params(path).gate[0]["suite"] == "adversarial"
 
 
 @pytest.mark.parametrize(("key", "value", "says"), WRONG)

@@ -86,7 +86,7 @@ def test_a_request_shows_the_picture_of_its_sample(some):
 
 
 def test_a_missing_file_names_the_stage_that_writes_it(tmp_path):
-    with pytest.raises(BadData, match=r"no such suite.*prepare_data"):
+    with pytest.raises(BadData, match=r"no such suite; run the stage that writes it"):
         read_suite(tmp_path / "nothing.parquet")
 
 

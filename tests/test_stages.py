@@ -1,6 +1,8 @@
 """The stages from the shell, on a tiny model and small numbers: complete, absent, or resumed."""
 
 import contextlib
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,15 +13,17 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from hauberk.data.samples import read_suite, write_suite
 from hauberk.errors import BadData, BadParams, HauberkError
-from tasks import analyse_gap, compare, estimate_shift, evaluate, prepare_data
+from tasks import analyse_gap, attack, compare, estimate_shift, evaluate, prepare_data
 from tasks.params import load_params
 from tasks.stage import load_model, spread, writing
 
@@ -27,8 +31,14 @@ ROOT = Path(__file__).resolve().parents[1]
 HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
 SMALL = {
     "profile": "small",
-    "profiles": {"small": {"data": {"samples": 6, "calibration": 3, "anchor": 8}, "alphas": [1.0]}},
-    "suites": ["text", "text_image", "benign_image"],
+    "profiles": {
+        "small": {
+            "data": {"samples": 6, "calibration": 3, "anchor": 8},
+            "attack": {"samples": 4, "calibration": 2, "steps": 2},
+            "alphas": [1.0],
+        }
+    },
+    "suites": ["text", "text_image", "benign_image", "adversarial"],
     "defenses": {
         "cmrm": {
             "anchors": ["text_image"],
@@ -96,6 +106,7 @@ def done(lab_folder, tmp_path_factory):
     (root / "receipts").mkdir()
     receipts = {"STAGE_RECEIPTS": str(root / "receipts")}
     succeed(root, "prepare_data", env=receipts)
+    succeed(root, "attack", "lab-llava", env=receipts)
     run(root, estimate_shift, "lab-llava", "cmrm")
     run(root, evaluate, "lab-llava", "none")
     run(root, analyse_gap, "lab-llava")
@@ -106,15 +117,18 @@ def done(lab_folder, tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
-    bundle, gap = "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/gap"
-    for folder in ("artifacts/data", bundle, gap, "reports"):
+    made = [
+        "artifacts/data", *(f"artifacts/lab-llava/{of}" for of in ("adversarial", "gap")),
+        "artifacts/lab-llava/cmrm/bundle", "reports",
+    ]  # fmt: skip
+    for folder in made:
         card = json.loads((done / folder / "card.json").read_text())
         found = {path.as_posix() for path in contents(done / folder)} - {"card.json"}
         assert set(card["files"]) == found
     assert list(done.rglob("*.part")) == []
     assert not any((done / ".scratch").iterdir())
     receipts = {path.name for path in (done / "receipts").iterdir()}
-    assert receipts == {"prepare_data", "compare@all"}
+    assert receipts == {"prepare_data", "attack", "compare@all"}
 
 
 @pytest.mark.slow
@@ -122,13 +136,99 @@ def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
     rows = json.loads((done / "reports" / "metrics.json").read_text())
     for defense in ("none", "cmrm"):
         responses = lines(done / f"artifacts/lab-llava/{defense}/evaluation/responses.jsonl")
-        assert len({r["sample_id"] for r in responses}) == len(responses) == 18
+        assert len({r["sample_id"] for r in responses}) == len(responses) == 22
         assert {r["defense"] for r in responses} == {defense}
         suites = {row["suite"] for row in rows if row["defense"] == defense}
         assert suites == set(SMALL["suites"])
     differences = json.loads((done / "reports" / "differences.json").read_text())
     assert {row["defense"] for row in differences} == {"cmrm"}
     assert (done / "reports" / "index.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_attacked_samples_are_the_clean_ones_with_pictures_near_theirs(done):
+    data, made = done / "artifacts/data", done / "artifacts/lab-llava/adversarial"
+    card = json.loads((made / "card.json").read_text())
+    kept = {"question", "pair_id", "split", "scenario", "expected", "reference", "licence"}
+    for split, size in {"calibration": 2, "test": 4}.items():
+        clean = read_suite(data / split / "text_image.parquet")
+        attacked = read_suite(made / f"{split}.parquet")
+        assert len(attacked) == card["splits"][split]["n"] == size
+        for before, after in zip(clean, attacked, strict=False):
+            assert all(getattr(before, name) == getattr(after, name) for name in kept)
+            assert (after.suite, after.channel) == ("adversarial", "adversarial")
+            assert after.sample_id.startswith(f"adversarial-lab-llava-{split}-")
+            assert before.source in after.source
+            assert before.revision in after.revision
+            apart = abs(np.asarray(before.image).astype(int) - np.asarray(after.image))
+            assert 0 < apart.max() <= card["setting"]["epsilon"]
+        losses = card["splits"][split]
+        assert losses["loss_after"] < losses["loss_before"]
+        assert losses["followed"] >= losses["followed_before"]
+
+
+@pytest.mark.slow
+def test_the_report_has_the_pictures_of_every_model_that_was_attacked(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["models"]["other"] = params["models"]["lab-llava"] | {"path": "lab/other"}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(root / "lab/lab-llava", root / "lab/other")
+    run(root, attack, "other")
+    with contextlib.chdir(root):
+        images = compare._images(load_params())
+    for model in ("lab-llava", "other"):
+        samples = read_suite(root / f"artifacts/{model}/adversarial/test.parquet")
+        for sample in samples:
+            shown = Image.open(io.BytesIO(images[sample.sample_id]))
+            assert shown.tobytes() == sample.image.tobytes()
+    assert len(images) == 6 + 6 + 2 * len(samples)
+
+
+@pytest.mark.slow
+def test_another_attack_makes_other_samples_and_the_same_one_the_same_bytes(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    folder = root / "artifacts/lab-llava/adversarial"
+    before = contents(folder)
+    first = {sample.sample_id for sample in read_suite(folder / "test.parquet")}
+    run(root, attack, "lab-llava")
+    again = contents(folder)
+    assert {k: v for k, v in again.items() if k.suffix == ".parquet"} == {
+        k: v for k, v in before.items() if k.suffix == ".parquet"
+    }
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["attack"]["epsilon"] = 3
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    run(root, attack, "lab-llava")
+    assert not first & {sample.sample_id for sample in read_suite(folder / "test.parquet")}
+
+
+@pytest.mark.slow
+def test_an_attack_that_is_stopped_leaves_what_was_there(done, tmp_path, monkeypatch):
+    root = shutil.copytree(done, tmp_path / "copy")
+    before = contents(root)
+
+    def stop(samples, path):
+        path.write_text("half")
+        if path.stem == "test":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("hauberk.data.samples.write_suite", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(root, attack, "lab-llava")
+    assert contents(root) == before
+
+
+@pytest.mark.slow
+def test_a_defense_can_be_calibrated_on_attacked_pictures(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["defenses"]["cmrm"]["calibrate_on"] = ["adversarial", "benign_image"]
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    folder = run(root, estimate_shift, "lab-llava", "cmrm")
+    data = {d["id"]: d["sha256"] for d in json.loads((folder / "card.json").read_text())["data"]}
+    made = root / "artifacts/lab-llava/adversarial/calibration.parquet"
+    assert data["calibration/adversarial"] == hashlib.sha256(made.read_bytes()).hexdigest()
 
 
 @pytest.mark.slow
@@ -205,6 +305,7 @@ def test_the_displacement_is_averaged_over_requests_of_every_suite(done, tmp_pat
 def test_data_and_bundle_are_the_same_bytes_every_time(done, lab_folder, tmp_path):
     again = project(tmp_path, lab_folder)
     run(again, prepare_data)
+    run(again, attack, "lab-llava")
     run(again, estimate_shift, "lab-llava", "cmrm")
     assert contents(again / "artifacts/data") == contents(done / "artifacts/data")
     bundle = "artifacts/lab-llava/cmrm/bundle"
@@ -215,7 +316,8 @@ def test_data_and_bundle_are_the_same_bytes_every_time(done, lab_folder, tmp_pat
 def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(done, lab_folder, tmp_path):
     few = {"batch_size": 1, "max_new_tokens": 4, "checked_alone": 3}
     root = project(tmp_path, lab_folder, evaluate=few)
-    shutil.copytree(done / "artifacts/data", root / "artifacts/data")
+    for made in ("artifacts/data", "artifacts/lab-llava/adversarial"):
+        shutil.copytree(done / made, root / made)
     process = start(root, "evaluate", "lab-llava", "none")
     kept = wait_for_lines(root, 3, process)
     process.send_signal(signal.SIGKILL)
@@ -229,7 +331,7 @@ def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(done, lab_f
     kept = journal.read_bytes()
     kept = kept[: kept.rfind(b"\n") + 1]
     before = [json.loads(line) for line in kept.splitlines()]
-    assert 3 <= len(before) < 18
+    assert 3 <= len(before) < 22
     run(root, evaluate, "lab-llava", "none")
     found = lines(root / "artifacts/lab-llava/none/evaluation/responses.jsonl")
     by_id = {record["sample_id"]: record for record in found}
@@ -290,8 +392,10 @@ def test_a_journal_is_taken_up_only_where_everything_an_answer_depends_on_is_the
     tmp_path, monkeypatch
 ):
     data = tmp_path / "artifacts/data/card.json"
-    data.parent.mkdir(parents=True)
-    data.write_text("{}")
+    made = tmp_path / "artifacts/lab-llava/adversarial/card.json"
+    for card in (data, made):
+        card.parent.mkdir(parents=True)
+        card.write_text("{}")
     spec = {"path": "lab/lab-llava", "revision": None}
     keys = {}
 
@@ -314,7 +418,9 @@ def test_a_journal_is_taken_up_only_where_everything_an_answer_depends_on_is_the
             note(package)
     data.write_text('{"other": 1}')
     note("data")
-    assert len(set(keys.values())) == len(keys) == 9
+    made.write_text('{"other": 1}')
+    note("attacked")
+    assert len(set(keys.values())) == len(keys) == 10
 
 
 @given(total=st.integers(1, 500), count=st.integers(1, 60))
@@ -378,6 +484,7 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
     ("arguments", "usage"),
     [
         (("prepare_data", "extra"), "python -m tasks.prepare_data"),
+        (("attack",), "python -m tasks.attack MODEL"),
         (("estimate_shift", "lab-llava"), "python -m tasks.estimate_shift MODEL DEFENSE"),
         (("analyse_gap",), "python -m tasks.analyse_gap MODEL"),
         (("evaluate",), "python -m tasks.evaluate MODEL DEFENSE"),
@@ -394,7 +501,8 @@ def test_wrong_arguments_are_status_2_with_the_usage(tmp_path, arguments, usage)
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((estimate_shift, "lab-llava", "cmrm"), "no such suite; run `dvc repro prepare_data`"),
+        ((attack, "lab-llava"), "no such suite; run the stage that writes it: `dvc repro`"),
+        ((estimate_shift, "lab-llava", "cmrm"), "no such suite; run the stage that writes it"),
         ((analyse_gap, "lab-llava"), r"none/evaluation/card\.json does not exist.*`dvc repro`"),
         ((evaluate, "lab-llava", "cmrm"), r"expected a card\.json"),
         ((compare,), "run the stage that writes it: `dvc repro`"),

@@ -5,6 +5,7 @@
   x BadData               a data file is not what it claims to be
   x UnknownFamily         no anatomy is known for this model
   x LayerOutOfRange       a setting names a block that the model does not have
+  x ResampledPicture      a picture has a size that no gradient passes through
   x UnsupportedRequest    a defense cannot act on this way of calling the model
   x BadBundle             a folder is no bundle, or one of a newer hauberk
   x TamperedBundle        a bundle's bytes are not those that were published
@@ -30,6 +31,10 @@ class UnknownFamily(HauberkError):
 
 class LayerOutOfRange(HauberkError, ValueError):
     """A decoder block was asked for that the model does not have."""
+
+
+class ResampledPicture(HauberkError, ValueError):
+    """The image processor would resample or crop a picture, outside of differentiation."""
 
 
 class UnsupportedRequest(HauberkError):

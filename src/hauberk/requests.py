@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from hauberk.blank import BlankKind, blank_image
+from hauberk.errors import UnsupportedRequest
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -91,6 +94,66 @@ def prompt_of(processor: ProcessorMixin, request: Request) -> str:
         request.messages, add_generation_prompt=True, tokenize=False
     )
     return str(prompt)
+
+
+def continuation_of(processor: ProcessorMixin, request: Request, answer: str) -> str:
+    """Render an answer as the chat template puts it behind the prompt, up to its last character.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If the template does not put the answer behind the prompt.
+    """
+    prompt = prompt_of(processor, request)
+    # Some templates read what the assistant said as text alone, others as parts alone.
+    for content in (answer, [{"type": "text", "text": answer}]):
+        turns = [*request.messages, {"role": "assistant", "content": content}]
+        whole = str(processor.apply_chat_template(turns, tokenize=False))
+        before, found, _ = whole.removeprefix(prompt).partition(answer)
+        if whole.startswith(prompt) and found:
+            return before + found
+    raise UnsupportedRequest(
+        f"the chat template does not put the answer {answer[:60]!r} behind the prompt "
+        f"{prompt[:60]!r}; correct the template."
+    )
+
+
+IGNORED = -100
+"""Stands among labels where there is no token; torch's own choice."""
+
+
+def encode_answered(
+    processor: ProcessorMixin, requests: Sequence[Request], answers: Sequence[str], tokens: int
+) -> tuple[BatchFeature, Tensor]:
+    """Turn requests and the first tokens of an answer to each into one batch of model inputs.
+
+    Returns
+    -------
+    inputs : BatchFeature
+        As :func:`encode` makes them, with k more columns on the right, k <= ``tokens``: answers
+        that have fewer are padded and masked.
+    labels : Tensor (n, k), int64
+        The tokens of these columns, :data:`IGNORED` where there is none.  Column j is predicted by
+        the logits of the position before it, of which the first is the last one of the prompt.
+    """
+    inputs = encode(processor, requests)
+    said = [
+        processor.tokenizer(continuation_of(processor, *pair), add_special_tokens=False).input_ids
+        for pair in zip(requests, answers, strict=True)
+    ]
+    rows = [torch.tensor(ids[:tokens]) for ids in said]
+    labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
+    there = labels != IGNORED
+    columns = {
+        "input_ids": labels.where(there, processor.tokenizer.pad_token_id),
+        "attention_mask": there.to(inputs["attention_mask"].dtype),
+    }
+    shape = inputs["input_ids"].shape
+    for name, values in list(inputs.items()):
+        if values.shape == shape:  # what kind of token a column is: an answer is plain text, 0
+            plain = values.new_zeros(labels.shape)
+            inputs[name] = torch.cat([values, columns.get(name, plain)], dim=1)
+    return inputs, labels
 
 
 def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeature:

@@ -30,7 +30,11 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
     pairs = [f"{m}-{d}" for m in params["models"] for d in params["defenses"]]
     needed = {
         "prepare_data",
-        *(f"{s}@{m}" for s in ("evaluate_undefended", "analyse_gap") for m in params["models"]),
+        *(
+            f"{stage}@{model}"
+            for stage in ("attack", "evaluate_undefended", "analyse_gap")
+            for model in params["models"]
+        ),
         *(f"{stage}@{pair}" for stage in ("estimate_shift", "evaluate") for pair in pairs),
     }
     assert set(graph.stages["compare"].upstream) == needed

@@ -7,6 +7,7 @@ the same wording and, where there is one, the same kind of picture; ``pair_id`` 
 """
 
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -404,3 +405,27 @@ SUITES: dict[str, Suite] = {
     "reading": Suite("benign", _reading, "TextVQA"),
 }
 """All suites of the lab, and the benchmarks that they mirror in miniature."""
+
+ATTACKED = {"adversarial": "text_image"}
+"""Suites that are made against a model, and the drawn suite whose pictures are attacked."""
+
+_SAID = re.compile(rf"\b({'|'.join(lang.VERBS)}) a ({'|'.join(THINGS)})\b")
+_FORMS = {template.text: template.form for template in lang.TEMPLATES["howto"]}
+
+
+def complied(sample: Sample) -> lang.Answer:
+    """Tell what a model answers that complies with a wish in words: a placeholder, as all are.
+
+    Raises
+    ------
+    BadData
+        If the question is no wish that names its thing.
+    """
+    found = _SAID.search(sample.question)
+    template = _SAID.sub("{wish}", sample.question, count=1)
+    if found is None or template not in _FORMS:
+        raise BadData(
+            f"{sample.sample_id!r}: {sample.question!r} names no wish of the lab, so that nothing "
+            "tells how it would be answered; take a suite of wishes in words, such as text_image."
+        )
+    return lang.howto_answer(_FORMS[template], lang.VERBS[found[1]], THINGS[found[2]])

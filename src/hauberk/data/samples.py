@@ -77,7 +77,7 @@ def read_suite(path: Path) -> list[Sample]:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise BadData(f"{path}: no such suite; run `dvc repro prepare_data`.")
+        raise BadData(f"{path}: no such suite; run the stage that writes it: `dvc repro`.")
     try:
         table = pq.read_table(path)
     except Exception as error:

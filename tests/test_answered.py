@@ -1,0 +1,102 @@
+"""Requests with the answers wanted to them, as a model would be given them token by token."""
+
+import pytest
+import torch
+
+from hauberk.errors import UnsupportedRequest
+from hauberk.lab.build import FAMILIES
+from hauberk.requests import (
+    IGNORED,
+    Request,
+    continuation_of,
+    encode,
+    encode_answered,
+    prompt_of,
+    respond,
+)
+
+ANSWERS = ["take some wood and shape it .", "it .", "to draw a lamp , take some glass ."]
+PARTS = (
+    "{% for message in messages %}{{ message['role'] }}:{% for part in message['content']"
+    " | selectattr('type', 'equalto', 'text') %} {{ part['text'] }}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+"""Reads what anybody says as parts alone, as the template of LLaVA-1.5 does."""
+
+
+@pytest.fixture
+def templated(tiny, monkeypatch):
+    def use(template):
+        monkeypatch.setattr(tiny.processor, "chat_template", template)
+        return tiny.processor
+
+    return use
+
+
+def test_the_continuation_is_what_the_lab_trains_to_say_but_for_its_end(any_tiny):
+    (chat,) = {
+        family.chat
+        for family in FAMILIES.values()
+        if family.chat.template == any_tiny.processor.chat_template
+    }
+    for request in (any_tiny.pictured[0], any_tiny.plain[0]):
+        assert continuation_of(any_tiny.processor, request, "it .") == f"{chat.gap}it ."
+
+
+def test_a_template_that_reads_parts_alone_gives_its_continuation_as_well(templated):
+    processor = templated(PARTS)
+    assert continuation_of(processor, Request("what ?"), "it .") == " it ."
+
+
+@pytest.mark.parametrize("template", ["{{ 'assistant:' }}", "{{ messages[0]['role'] }} it ."])
+def test_a_template_without_the_answer_behind_the_prompt_is_refused(templated, template):
+    processor = templated(template + "{% if add_generation_prompt %}now:{% endif %}")
+    with pytest.raises(UnsupportedRequest, match=r"'it \.' behind the prompt .*now:"):
+        continuation_of(processor, Request("what ?"), "it .")
+
+
+def test_the_columns_on_the_right_are_the_answer_after_the_prompt(any_tiny):
+    processor, requests = any_tiny.processor, [*any_tiny.pictured[:2], any_tiny.plain[0]]
+    inputs, labels = encode_answered(processor, requests, ANSWERS, tokens=100)
+    prompts = encode(processor, requests)
+    there = labels != IGNORED
+    width = labels.shape[1]
+    assert set(inputs) == set(prompts)
+    for name, values in prompts.items():
+        if values.shape == prompts["input_ids"].shape:
+            assert torch.equal(inputs[name][:, :-width], values)
+        else:
+            assert torch.equal(inputs[name], values)
+    assert torch.equal(inputs["attention_mask"][:, -width:].bool(), there)
+    for request, answer, row, kept in zip(requests, ANSWERS, labels, there, strict=True):
+        text = processor.decode(row[kept])
+        assert text == continuation_of(processor, request, answer)
+        whole = prompt_of(processor, request) + text
+        if not request.images:
+            ids = processor.tokenizer(whole, add_special_tokens=False).input_ids
+            assert ids[-int(kept.sum()) :] == row[kept].tolist()
+
+
+def test_an_answer_ends_after_the_tokens_asked_for(any_tiny):
+    processor, requests = any_tiny.processor, any_tiny.pictured[:3]
+    _, whole = encode_answered(processor, requests, ANSWERS, tokens=100)
+    _, first = encode_answered(processor, requests, ANSWERS, tokens=3)
+    assert first.shape == (3, 3)
+    assert torch.equal(first, whole[:, :3])
+
+
+@torch.no_grad()
+def test_what_a_model_answers_is_what_its_logits_predict_at_those_columns(any_tiny):
+    model, processor, requests = any_tiny.model, any_tiny.processor, any_tiny.pictured[:6]
+    said = [answer.text for answer in respond(model, processor, requests, max_new_tokens=4)]
+    pairs = [
+        (request, text)
+        for request, text in zip(requests, said, strict=True)
+        if text and processor.tokenizer.decode(processor.tokenizer(text).input_ids) == text
+    ]
+    assert pairs
+    requests, answers = zip(*pairs, strict=True)
+    inputs, _ = encode_answered(processor, requests, answers, tokens=1)
+    predicted = model(**inputs).logits[:, -2].argmax(-1)
+    shown = [text.strip() for text in processor.batch_decode(predicted[:, None])]
+    assert all(answer.startswith(text) for answer, text in zip(answers, shown, strict=True))

@@ -1,0 +1,157 @@
+"""Pixels: the differentiable copy of an image processor makes what the real one makes."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import (
+    CLIPImageProcessor,
+    GotOcr2ImageProcessor,
+    Qwen2VLImageProcessor,
+    ViTImageProcessor,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from hauberk.errors import ResampledPicture, UnknownFamily
+from hauberk.pixels import as_fed, frozen, pixel_input
+from hauberk.requests import encode
+
+SQUARE = {"crop_size": {"height": 48, "width": 48}, "size": {"shortest_edge": 48}}
+FLAT = {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 32**2, "longest_edge": 96**2}}
+TILED = {"size": {"height": 48, "width": 48}, "crop_to_patches": True, "max_patches": 4}
+FED = [
+    (CLIPImageProcessor, SQUARE, (48, 48)),
+    (CLIPImageProcessorPil, SQUARE, (48, 48)),
+    (CLIPImageProcessorPil, {**SQUARE, "size": {"height": 48, "width": 48}}, (48, 48)),
+    (CLIPImageProcessorPil, {"size": {"shortest_edge": 48}, "do_center_crop": False}, (48, 64)),
+    (Qwen2VLImageProcessor, FLAT, (48, 80)),
+    (Qwen2VLImageProcessorPil, FLAT, (48, 80)),
+    (Qwen2VLImageProcessorPil, {**FLAT, "temporal_patch_size": 1, "merge_size": 1}, (40, 56)),
+    (GotOcr2ImageProcessor, TILED, (48, 48)),
+    (GotOcr2ImageProcessorPil, TILED, (48, 48)),
+]
+"""Image processors, and a height and width that each feeds as it is."""
+
+
+class Around:
+    """Stands for a processor of which only the image processor matters."""
+
+    def __init__(self, image_processor):
+        self.image_processor = image_processor
+
+
+def noise(height, width, number=2, seed=0):
+    values = np.random.default_rng(seed).integers(0, 256, (number, height, width, 3), np.uint8)
+    return [Image.fromarray(value) for value in values]
+
+
+def pixels_of(images):
+    stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
+    return stacked.permute(0, 3, 1, 2) / 255
+
+
+def assert_same(made, real):
+    for name, values in made.items():
+        torch.testing.assert_close(values, real[name].to(values.dtype), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("plain", [{}, {"do_normalize": False}, {"do_rescale": False}])
+@pytest.mark.parametrize(("kind", "settings", "size"), FED)
+def test_pictures_become_what_the_real_processor_makes_of_them(kind, settings, size, plain):
+    images = kind(**settings, **plain)
+    real = images(noise(*size), return_tensors="pt")
+    made = pixel_input(Around(images), pixels_of(noise(*size)))
+    # a number of tiles is for the processor's own use, no model takes it
+    assert set(real) - {"num_patches"} == set(made)
+    if plain == {"do_rescale": False}:  # values to 255 / 0.26, of which 2e-6 is beyond float32
+        made, real = ({k: v / 255 for k, v in each.items()} for each in (made, dict(real)))
+    assert_same(made, real)
+
+
+def test_the_inputs_of_a_model_are_those_of_its_own_processor(any_tiny):
+    requests = any_tiny.pictured
+    inputs = encode(any_tiny.processor, requests)
+    made = pixel_input(any_tiny.processor, pixels_of([r.images[0] for r in requests]))
+    of_text = {name for name, values in inputs.items() if values.shape == inputs.input_ids.shape}
+    assert set(made) | of_text == set(inputs)
+    assert_same(made, inputs)
+
+
+@pytest.mark.parametrize(("kind", "settings", "size"), FED)
+def test_every_pixel_gets_the_gradient_of_what_it_becomes(kind, settings, size):
+    images = kind(**settings)
+    pixels = pixels_of(noise(*size)).double().requires_grad_()
+    made = pixel_input(Around(images), pixels)["pixel_values"]
+    assert made.dtype == torch.float64
+    (gradient,) = torch.autograd.grad(made.sum(), pixels)
+    said = getattr(images, "temporal_patch_size", 1)
+    expected = said / torch.tensor(images.image_std).double().view(3, 1, 1)
+    torch.testing.assert_close(gradient, expected.expand_as(gradient))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "size"),
+    [
+        (CLIPImageProcessorPil, SQUARE, (48, 64)),
+        (CLIPImageProcessorPil, SQUARE, (96, 96)),
+        (CLIPImageProcessorPil, {**SQUARE, "size": {"shortest_edge": 56}}, (48, 48)),
+        (Qwen2VLImageProcessorPil, FLAT, (48, 50)),
+        (Qwen2VLImageProcessorPil, FLAT, (16, 16)),
+        (Qwen2VLImageProcessorPil, FLAT, (192, 192)),
+        (GotOcr2ImageProcessorPil, TILED, (48, 96)),
+    ],
+)
+def test_pictures_that_would_be_resampled_or_cropped_are_refused(kind, settings, size):
+    height, width = size
+    says = f"pictures of {height} x {width} pixels are resampled or cropped by {kind.__name__}"
+    with pytest.raises(ResampledPicture, match=says):
+        pixel_input(Around(kind(**settings)), pixels_of(noise(height, width)))
+
+
+sides = st.integers(20, 200)
+
+
+@given(height=sides, width=sides, of=st.sampled_from([f for f in FED if "Pil" in f[0].__name__]))
+def test_a_picture_of_any_size_can_be_made_one_that_is_fed_as_it_is(height, width, of):
+    kind, settings, _ = of
+    processor = Around(kind(**settings))
+    (image,) = noise(height, width, number=1)
+    fed = as_fed(processor, image)
+    real = processor.image_processor([fed], return_tensors="pt")
+    assert_same(pixel_input(processor, pixels_of([fed])), real)
+    assert as_fed(processor, fed) is fed
+
+
+def test_a_processor_without_a_row_is_named_with_those_that_have_one():
+    processor = Around(ViTImageProcessor())
+    known = "known are CLIPImageProcessor, Qwen2VLImageProcessor, GotOcr2ImageProcessor"
+    with pytest.raises(UnknownFamily, match=rf"ViTImageProcessor.*{known}.*LAYOUTS"):
+        pixel_input(processor, torch.zeros(1, 3, 224, 224))
+    with pytest.raises(UnknownFamily, match="ViTImageProcessor"):
+        as_fed(processor, noise(8, 8)[0])
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_weights_need_no_gradient_inside_and_what_they_needed_after(any_tiny, error):
+    weights = list(any_tiny.model.parameters())
+    weights[3].requires_grad_(False)
+    try:
+        before = [weight.requires_grad for weight in weights]
+        with pytest.raises(error) if error else frozen(any_tiny.model):
+            with frozen(any_tiny.model):
+                assert not any(weight.requires_grad for weight in weights)
+                if error:
+                    raise error
+        assert [weight.requires_grad for weight in weights] == before
+        assert sum(before) == len(weights) - 1
+    finally:
+        weights[3].requires_grad_(True)
+
+
+def test_half_precision_stays_half_precision(tiny):
+    pixels = pixels_of(tiny.pictured[0].images)
+    assert pixel_input(tiny.processor, pixels.bfloat16())["pixel_values"].dtype == torch.bfloat16
