@@ -252,7 +252,7 @@ def test_the_gap_is_what_the_evaluation_says_and_its_states_are_of_the_anchor_sp
     folder = done / "artifacts/lab-llava/gap"
     found = json.loads((folder / "gap.json").read_text())
     metrics = json.loads((done / "artifacts/lab-llava/none/evaluation/metrics.json").read_text())
-    assert {row["suite"] for row in found["rates"]} == set(SMALL["suites"])
+    assert {row["suite"] for row in found["rates"]} == {*SMALL["suites"]} - {"adversarial"}
     assert all(row in metrics for row in found["rates"])
     rates = {row["suite"]: row["value"] for row in found["rates"] if row["metric"] == "unsafe_rate"}
     assert found["gap"]["value"] == pytest.approx(rates["text_image"] - rates["text"])
