@@ -177,3 +177,11 @@ def _declared() -> set[str]:
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_readme_names_every_suite():
+    from hauberk.data.lab import ATTACKED, SUITES
+
+    readme = (ROOT / "README.md").read_text()
+    own = [name for name in (*SUITES, *ATTACKED) if not name.endswith("_twin")]
+    assert [name for name in own if f"`{name}`" not in readme] == []
