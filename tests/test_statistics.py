@@ -2,15 +2,18 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, multinomial
+from scipy.stats import binom, binomtest, bootstrap, multinomial
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from hauberk.evaluation.statistics import (
     Accuracy,
     corrected_proportion,
+    holm,
     noninferiority,
+    paired_bootstrap,
     paired_difference,
     pairs_needed,
     proportion,
@@ -22,6 +25,12 @@ pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6
 
 def from_counts(count, n):
     return proportion(np.arange(n) < count)
+
+
+def changed(better, worse, n):
+    """Paired flags of n samples, of which some are only won and some only lost."""
+    treated = np.arange(n) < better
+    return treated, (np.arange(n) >= better) & (np.arange(n) < better + worse)
 
 
 @given(flags)
@@ -122,6 +131,64 @@ def test_the_interval_of_a_difference_covers_the_truth_about_95_times_in_100():
     assert min(covered) > 0.92
 
 
+@pytest.mark.parametrize(("more", "fewer", "n"), [(9, 4, 40), (30, 2, 80), (0, 12, 300)])
+def test_the_bootstrap_interval_is_the_one_that_resampling_approaches(more, fewer, n):
+    treated, control = changed(more, fewer, n)
+    drawn = bootstrap(
+        (treated.astype(float), control.astype(float)), lambda a, b, axis: (a - b).mean(axis),
+        paired=True, vectorized=True, method="percentile", n_resamples=20_000,
+        rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert paired_bootstrap(more, fewer, n) == pytest.approx(tuple(drawn), abs=1.01 / n)
+
+
+@given(pairs)
+def test_the_bootstrap_interval_holds_the_difference_and_turns_with_it(drawn):
+    treated, control = zip(*drawn, strict=True)
+    found, swapped = paired_difference(treated, control), paired_difference(control, treated)
+    assert -1 <= found.bootstrap_low <= found.value + 1e-9
+    assert found.value - 1e-9 <= found.bootstrap_high <= 1
+    mirrored = (-swapped.bootstrap_high, -swapped.bootstrap_low)
+    assert (found.bootstrap_low, found.bootstrap_high) == pytest.approx(mirrored)
+
+
+@pytest.mark.parametrize(("more", "fewer"), [(0.15, 0.05), (0.1, 0.1), (0.02, 0.3), (0.4, 0.3)])
+def test_the_bootstrap_interval_covers_the_truth_where_discordant_pairs_are_not_few(more, fewer):
+    rng, n, truth = np.random.default_rng(4), 200, more - fewer
+    drawn = rng.multinomial(n, [more, fewer, 1 - more - fewer], size=1500)
+    ends = np.array([paired_bootstrap(int(b), int(c), n) for b, c, _ in drawn])
+    covered = (ends[:, 0] <= truth + 1e-9) & (truth - 1e-9 <= ends[:, 1])
+    assert covered.mean() >= 0.93
+
+
+def test_the_bootstrap_knows_no_doubt_where_no_pair_is_discordant_and_the_other_interval_does():
+    same = paired_difference([True] * 40, [True] * 40)
+    assert (same.bootstrap_low, same.bootstrap_high) == (0, 0)
+    assert same.low < 0 < same.high
+
+
+# --- many tests -------------------------------------------------------------------------------
+
+p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+@settings(max_examples=10)
+@given(p_values)
+def test_p_values_are_adjusted_as_statsmodels_adjusts_them(drawn):
+    assert holm(drawn) == pytest.approx(list(multipletests(drawn, method="holm")[1]))
+
+
+def test_of_twenty_tests_of_nothing_holm_finds_something_in_one_family_of_twenty():
+    drawn = np.random.default_rng(2).random((2000, 20))
+    alarms = np.mean([min(holm(list(family))) < 0.05 for family in drawn])
+    assert alarms == pytest.approx(0.05, abs=0.015)
+    assert np.mean(drawn.min(1) < 0.05) > 0.6  # unadjusted
+
+
+def test_no_test_needs_no_adjustment():
+    assert holm([]) == []
+
+
 def test_nothing_cannot_be_counted():
     with pytest.raises(ValueError, match="no samples"):
         proportion([])
@@ -144,12 +211,6 @@ def test_non_inferiority_is_shown_exactly_when_the_interval_clears_the_margin(dr
     assert found.difference == paired_difference(treated, control)
     clears = found.difference.low > -margin
     assert found.shown == clears or abs(found.difference.low + margin) < 1e-9
-
-
-def changed(better, worse, n):
-    """Paired flags of n samples, of which some are only won and some only lost."""
-    treated = np.arange(n) < better
-    return treated, (np.arange(n) >= better) & (np.arange(n) < better + worse)
 
 
 def test_a_wider_margin_is_easier_to_show_and_more_losses_are_harder():
