@@ -56,6 +56,7 @@ WRONG = [
     (("defenses", "cmrm", "anchor"), [], "defenses.cmrm.anchor: unknown key.*anchors"),
     ((*VARIANT, "alpha"), 1, "defenses.cmrm.variants.0.alpha: unknown key.*level, compose"),
     (("evaluate", "batch"), 1, "evaluate.batch: unknown key.*batch_size"),
+    (("noninferiority", "acuracy"), 0.1, "noninferiority.acuracy: unknown key.*accuracy, over_ref"),
     (("registry", "promotes"), {}, "registry.promotes: unknown key.*promote"),
     (("gate", 0, "at_mots"), 1, "gate.0: unknown key .*at_mots.*at_most"),
     # a value of the wrong type or out of range
@@ -75,6 +76,8 @@ WRONG = [
     (("seed",), -1, "seed: -1 is wrong.*greater than or equal to 0"),
     (("threads",), 0, "threads: 0 is wrong.*greater than or equal to 1"),
     (("evaluate", "batch_size"), 2.5, "evaluate.batch_size: 2.5 is wrong.*integer"),
+    (("noninferiority", "accuracy"), 2, "noninferiority.accuracy: 2.* is wrong.*less than 1"),
+    (("noninferiority", "over_refusal"), 0, "over_refusal: 0.* is wrong.*greater than 0"),
     (("evaluate",), [64, 32], r"evaluate: \[64, 32\] is wrong"),
     (("models",), {}, r"models: \{\} is wrong.*at least 1"),
     ((*VARIANT, "compose"), "clever", "variants.0.compose: 'clever' is wrong.*naive.*single"),
@@ -220,6 +223,11 @@ def test_contradictions_of_every_section_are_named_at_once(write):
         load_params(path)
     for key in ("suites:", "models.lab-llava.path:", "defenses.a b:", "gate.0.suite:"):
         assert str(caught.value).count(f"\n  {key}") == 1
+
+
+def test_what_may_be_lost_is_two_points_unless_told(write):
+    params = load_params(write((("noninferiority",), KeyError)))
+    assert (params.noninferiority.accuracy, params.noninferiority.over_refusal) == (0.02, 0.02)
 
 
 @pytest.mark.parametrize("expected", ["refuse", "answer"])

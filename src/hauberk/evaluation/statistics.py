@@ -158,7 +158,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     steps = np.maximum.accumulate(given[order] * np.arange(given.size, 0, -1))
     adjusted = np.empty_like(given)
     adjusted[order] = steps.clip(max=1.0)
-    return adjusted.tolist()
+    return [float(p) for p in adjusted]
 
 
 def _adjusted(more: int, fewer: int, n: int) -> tuple[float, float]:
@@ -207,7 +207,8 @@ def pairs_needed(
     }.items():  # fmt: skip
         if not 0 < share < 1:
             raise ValueError(f"{name} {share} must lie between 0 and 1.")
-    return math.ceil((norm.ppf(1 - alpha) + norm.ppf(power)) ** 2 * discordant / margin**2)
+    reach = float(norm.ppf(1 - alpha) + norm.ppf(power))
+    return math.ceil(reach**2 * discordant / margin**2)
 
 
 def corrected_proportion(positive: ArrayLike, judge: Accuracy) -> Estimate:
