@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hauberk import UNDEFENDED
 from tasks.params import Params
 from tasks.stage import (
     DATA,
-    UNDEFENDED,
     bundle_folder,
     evaluation_folder,
     main,

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hauberk import UNDEFENDED
 from tasks.params import Params
 from tasks.stage import (
     DATA,
     SCRATCH,
-    UNDEFENDED,
     bundle_folder,
     evaluation_folder,
     load_model,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from hauberk import UNDEFENDED
 from hauberk.errors import BadParams
 
 if TYPE_CHECKING:
@@ -285,8 +286,8 @@ def _bad_suites(key: str, names: list[str]) -> Iterator[str]:
 def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
     from hauberk.data.lab import SUITES
 
-    if name == "none":
-        yield f"{key}: 'none' is the undefended model; give the defense another name"
+    if name == UNDEFENDED:
+        yield f"{key}: {name!r} is the undefended model; give the defense another name"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _ and - only"
     yield from _bad_suites(f"{key}.anchors", defense.anchors)

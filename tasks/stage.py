@@ -21,8 +21,6 @@ T = TypeVar("T")
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
-UNDEFENDED = "none"
-"""Stands where the name of a defense would."""
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 

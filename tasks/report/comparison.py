@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from hauberk import UNDEFENDED
+
 Row = Mapping[str, Any]
 """One object of a JSON file, as it was written."""
-
-UNDEFENDED = "none"
 
 SUITES = (
     "text", "text_told", "text_blank", "text_image", "image", "image_clutter", "typographic",

@@ -6,8 +6,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hauberk import UNDEFENDED
 from tasks.report import tables, words
-from tasks.report.comparison import UNDEFENDED, Comparison
+from tasks.report.comparison import Comparison
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting
 from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import bounds_of, by_suite

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from tasks.report.comparison import UNDEFENDED, Comparison, Row, suite_order
+from hauberk import UNDEFENDED
+from tasks.report.comparison import Comparison, Row, suite_order
 
 AT_MOST = 3
 """So many samples are shown of each kind."""

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.report.comparison import UNDEFENDED, Cell, Comparison, Row, number, suite_order
+from hauberk import UNDEFENDED
+from tasks.report.comparison import Cell, Comparison, Row, number, suite_order
 from tasks.report.verdict import ATTACK, BASELINE, Verdict, elsewhere, judge
 
 COLUMNS = {

@@ -7,7 +7,8 @@ the rest is small; it breaks utility if benign questions suffer by more than a l
 
 from dataclasses import dataclass
 
-from tasks.report.comparison import UNDEFENDED, Cell, Comparison, number
+from hauberk import UNDEFENDED
+from tasks.report.comparison import Cell, Comparison, number
 from tasks.report.words import amount, change_line, full
 
 ATTACK, BASELINE = "text_image", "text"
