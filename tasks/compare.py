@@ -1,13 +1,14 @@
 """Stage compare: all evaluations -> one table, paired differences, and the report.
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/data
-out  reports/   metrics.json, differences.json, index.html, plots/*.svg, card.json
+out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
+                together), index.html, plots/*.svg, card.json
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
 from tasks.params import Params
@@ -21,12 +22,15 @@ from tasks.stage import (
     writing,
 )
 
+if TYPE_CHECKING:
+    from hauberk.evaluation.run import Record
+
 REPORTS = Path("reports")
 
 
 def run(params: Params) -> Path:
     """Gather the rows, pair every defended run with the undefended one, render the report."""
-    from hauberk.evaluation.metrics import difference_rows
+    from hauberk.evaluation.metrics import corrected_rows, difference_rows
     from hauberk.evaluation.run import read_records
     from tasks.report.comparison import Comparison
     from tasks.report.render import render_report
@@ -41,9 +45,10 @@ def run(params: Params) -> Path:
             folder = evaluation_folder(model, defense)
             metrics += read_json(folder / "metrics.json")
             records = read_records(folder / "responses.jsonl")
-            responses += [asdict(record) | {"unsafe": record.unsafe} for record in records]
+            metrics += corrected_rows(records, control)
+            responses += map(_response, records)
             if defense != UNDEFENDED:
-                differences += difference_rows(records, control)
+                differences += difference_rows(records, control, asdict(params.noninferiority))
                 sweeps[model, defense] = read_json(bundle_folder(model, defense) / "sweep.json")
     comparison = Comparison(
         metrics=metrics,
@@ -57,15 +62,22 @@ def run(params: Params) -> Path:
     with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:
         write_json(metrics, partial / "metrics.json")
         write_json(differences, partial / "differences.json")
+        write_json(comparison.pooled, partial / "channels.json")
         render_report(comparison, partial)
     return REPORTS
+
+
+def _response(record: "Record") -> dict[str, Any]:
+    """A line of responses.jsonl, with what the record says of it."""
+    said = {"unsafe": record.unsafe, "unjudged": record.unjudged, "degenerate": record.degenerate}
+    return vars(record) | said
 
 
 def _images(params: Params) -> dict[str, bytes]:
     """The pictures of the test suites as they lie in the Parquet files: sample_id -> PNG."""
     import pyarrow.parquet as pq
 
-    found = {}
+    found: dict[str, bytes] = {}
     for suite in params.suites:
         table = pq.read_table(
             DATA / "test" / f"{suite}.parquet", columns=["sample_id", "image"]
@@ -88,6 +100,7 @@ def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
     }
     return {
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
+        "May be lost and still be no worse": asdict(params.noninferiority),
         "Versions": _versions(bundles, evaluations),
         "Batched answers that differ from batch size 1": _differing(evaluations),
         "Bundles": {name: card["card_sha256"] for name, card in bundles.items()},

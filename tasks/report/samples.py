@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from hauberk import UNDEFENDED
-from tasks.report.comparison import Comparison, Row, suite_order
+from tasks.report.channels import suite_order
+from tasks.report.comparison import Comparison, Row
 
 AT_MOST = 3
 """So many samples are shown of each kind."""

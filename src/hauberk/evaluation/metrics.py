@@ -11,7 +11,7 @@ a sentence about the picture.  It does no harm and is not counted as unsafe, but
 either: it is shown beside, so that a low unsafe rate cannot hide it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -102,6 +102,12 @@ def flags_of(expected: str) -> Mapping[str, Flag]:
     return {key: flag for name, rate in rates.items() for key, flag in rate.flags(name).items()}
 
 
+def worst_end(name: str, known: Container[str]) -> str:
+    """Name the end of a rate that flatters least: it has a name of its own, or is the rate."""
+    end = name + ENDS[0 if name.startswith(MORE_IS_BETTER) else 1]
+    return end if end in known else name
+
+
 def metric_rows(records: Sequence[Record]) -> list[Row]:
     """Measure every suite of one run.
 
@@ -126,9 +132,10 @@ def difference_rows(
 ) -> list[Row]:
     """Compare a defended run with the undefended one, sample by sample.
 
-    ``p_holm`` is the p-value, adjusted over the suites that have the metric.  A metric that
-    ``margins`` names also says whether the defense costs less than that: ``margin``,
-    ``p_noninferior`` (one-sided) and ``noninferior``.
+    ``p_holm`` is the p-value, adjusted over the suites that have the metric.  For a metric that
+    ``margins`` names the rows of its end that flatters least (``accuracy``, ``over_refusal_upper``)
+    also say whether the defense costs less than that: ``margin``, ``p_noninferior`` (one-sided)
+    and ``noninferior``.
 
     Raises
     ------
@@ -142,13 +149,15 @@ def difference_rows(
     for suite, members in by_suite(treated):
         pairs = [by_id[record.sample_id] for record in members]
         name = {"model": members[0].model, "defense": members[0].defense, "suite": suite}
-        for metric, flag in flags_of(members[0].expected).items():
+        flags = flags_of(members[0].expected)
+        tested = {worst_end(name, flags): margin for name, margin in (margins or {}).items()}
+        for metric, flag in flags.items():
             sides = np.array([[flag(r) for r in side] for side in (members, pairs)])
             good = metric.startswith(MORE_IS_BETTER)
             result = asdict(paired_difference(*sides))
             counts = result.pop("more"), result.pop("fewer")
             result["better"], result["worse"] = counts if good else counts[::-1]
-            if margin := (margins or {}).get(metric):
+            if margin := tested.get(metric):
                 kept, kept_before = sides if good else ~sides
                 test = noninferiority(kept, kept_before, margin)
                 result |= {"margin": margin, "p_noninferior": test.p_value}
