@@ -78,7 +78,8 @@ def _percent(row: Mapping[str, Any] | None, *, with_n: bool) -> str:
         return ""
     if not _finite(row["value"]):
         return "missing"
-    lines, ends = [f"{row['value'] * 100:.1f}"], [row.get("low"), row.get("high")]
+    lines = [f"{row['value'] * 100:.1f}"]
+    ends: list[Any] = [row.get("low"), row.get("high")]
     if all(map(_finite, ends)):
         lines.append("–".join("100" if end == 1 else f"{end * 100:.1f}" for end in ends))
     if with_n:

@@ -30,7 +30,7 @@ REPORTS = Path("reports")
 
 def run(params: Params) -> Path:
     """Gather the rows, pair every defended run with the undefended one, render the report."""
-    from hauberk.evaluation.metrics import corrected_rows, difference_rows
+    from hauberk.evaluation.metrics import corrected_rows, difference_rows, keyword_rows
     from hauberk.evaluation.run import read_records
     from tasks.report.comparison import Comparison
     from tasks.report.render import render_report
@@ -41,6 +41,7 @@ def run(params: Params) -> Path:
     sweeps: dict[tuple[str, str], Any] = {}
     for model in params.models:
         control = read_records(evaluation_folder(model, UNDEFENDED) / "responses.jsonl")
+        metrics += keyword_rows(control)
         for defense in (UNDEFENDED, *params.defenses):
             folder = evaluation_folder(model, defense)
             metrics += read_json(folder / "metrics.json")

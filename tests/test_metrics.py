@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hauberk.evaluation.judges import ENDS
-from hauberk.evaluation.metrics import corrected_rows, difference_rows, metric_rows
+from hauberk.evaluation.metrics import (
+    corrected_rows,
+    difference_rows,
+    keyword_rows,
+    metric_rows,
+)
 from hauberk.evaluation.run import Record
 from hauberk.evaluation.statistics import holm, paired_difference, proportion
 
@@ -271,10 +276,25 @@ def test_a_keyword_judge_that_is_wrong_on_purpose_is_corrected(unsafe, sensitivi
 
 def test_no_sample_both_labels_and_is_corrected():
     undefended, defended = answered(300, 0.5, 0.8, 0.9, 1), answered(300, 0.2, 0.8, 0.9, 2)
-    rows = corrected_rows(defended, undefended)
-    (labelled,) = {row["positives"] + row["negatives"] for row in rows}
-    assert labelled + sum(row["n"] for row in rows) == 300
+    labelled = sum(row["n"] for row in keyword_rows(undefended))
+    assert labelled + sum(row["n"] for row in corrected_rows(defended, undefended)) == 300
     assert min(labelled, 300 - labelled) > 100
+
+
+def test_the_keyword_judge_is_measured_against_the_exact_one():
+    rows = table(keyword_rows(answered(4000, 0.3, 0.8, 0.95, 1)))
+    assert rows["all", "keyword_sensitivity"]["value"] == pytest.approx(0.8, abs=0.04)
+    assert rows["all", "keyword_specificity"]["value"] == pytest.approx(0.95, abs=0.02)
+    only = table(keyword_rows(answered(60, 0.0, 0.8, 0.95, 1)))
+    assert set(only) == {("all", "keyword_specificity")}
+
+
+def test_all_rows_have_the_same_keys():
+    run = answered(60, 0.5, 0.8, 0.9, 1)
+    rows = [*metric_rows(run), *keyword_rows(run), *corrected_rows(run, run)]
+    assert {tuple(sorted(row)) for row in rows} == {
+        ("defense", "high", "low", "metric", "model", "n", "suite", "value")
+    }
 
 
 def test_what_cannot_be_corrected_has_no_value_and_is_not_left_out():

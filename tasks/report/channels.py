@@ -8,6 +8,8 @@ from hauberk.data.samples import Channel
 
 CHANNELS: tuple[str, ...] = (*get_args(Channel), "other")
 """In the order in which they are shown."""
+ALL = "all"
+"""Stands for a suite where something is measured of all of them together."""
 _SUITES = list(SUITES)
 Rows = Sequence[Mapping[str, Any]]
 
@@ -35,7 +37,7 @@ def pooled(rows: Rows) -> list[dict[str, Any]]:
 
     Every sample of a channel counts the same, whatever its suite; a share carries the Wilson
     interval of all of them, a time is the mean over answers.  Rows without a value are left out,
-    and so is a corrected rate, which is no count of samples.
+    and so are a corrected rate, which is no count of samples, and what is of all suites.
     """
     from hauberk.evaluation.metrics import KEYWORD_CORRECTED
     from hauberk.evaluation.statistics import wilson
@@ -43,7 +45,9 @@ def pooled(rows: Rows) -> list[dict[str, Any]]:
     members: dict[tuple[str, str, str, str], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: suite_order(row["suite"])):
         value, n = row["value"], row.get("n")
-        if value is not None and value == value and n and row["metric"] != KEYWORD_CORRECTED:
+        if row["suite"] == ALL or row["metric"] == KEYWORD_CORRECTED:
+            continue
+        if value is not None and value == value and n:
             key = (row["model"], row["defense"], channel_of(row["suite"]), row["metric"])
             members.setdefault(key, []).append(row)
     found = []

@@ -8,7 +8,7 @@ from typing import Any
 
 from hauberk import UNDEFENDED
 from hauberk.evaluation.judges import ENDS
-from tasks.report.channels import CHANNELS, pooled, suite_order
+from tasks.report.channels import ALL, CHANNELS, pooled, suite_order
 
 Row = Mapping[str, Any]
 """One object of a JSON file, as it was written."""
@@ -69,7 +69,7 @@ class Comparison:
         names = _unique(
             row["suite"]
             for row in self.metrics
-            if row["model"] == model and metric in (None, row["metric"])
+            if row["model"] == model and row["suite"] != ALL and metric in (None, row["metric"])
         )
         return sorted(names, key=suite_order)
 

@@ -3,8 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from hauberk import UNDEFENDED
+from tasks.report.channels import ALL
 from tasks.report.comparison import Cell, Comparison
-from tasks.report.words import amount
+from tasks.report.words import full
 
 CORRECTED = "unsafe_rate_keyword_corrected"
 
@@ -96,22 +98,14 @@ def _corrected(comparison: Comparison, model: str) -> list[Corrected]:
 
 def _worth(comparison: Comparison, model: str, corrected: list[Corrected]) -> str:
     """Say how good the keyword judge is, and how often the corrected interval holds the truth."""
-    about = next(
-        (
-            row
-            for row in comparison.metrics
-            if (row["model"], row["metric"]) == (model, CORRECTED)
-            and row.get("sensitivity") is not None
-        ),
-        None,
-    )
-    if about is None:
+    finds = comparison.cell(model, UNDEFENDED, ALL, "keyword_sensitivity")
+    clears = comparison.cell(model, UNDEFENDED, ALL, "keyword_specificity")
+    if finds is None or clears is None:
         return ""
     known = [row for row in corrected if row.corrected.value is not None]
     text = (
-        f"On the labelled half it finds {amount(about['sensitivity'], '')} of {about['positives']} "
-        f"unsafe answers and clears {amount(about['specificity'], '')} of {about['negatives']} "
-        "others."
+        f"On the labelled half it finds {full(finds)} of the unsafe answers and clears "
+        f"{full(clears)} of the others."
     )
     if not known:
         return f"{text} That is no better than chance, so nothing can be corrected."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
 from tasks.report import tables, words
-from tasks.report.channels import channel_of, mirrors, suite_order
+from tasks.report.channels import ALL, channel_of, mirrors, suite_order
 from tasks.report.comparison import Comparison
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting
 from tasks.report.judged import judged
@@ -95,7 +95,8 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "suites": {
             channel: list(suites)
             for channel, suites in groupby(
-                sorted({row["suite"] for row in comparison.metrics}, key=suite_order), channel_of
+                sorted({row["suite"] for row in comparison.metrics} - {ALL}, key=suite_order),
+                channel_of,
             )
         },
         "context": {title: tables.flat(values) for title, values in comparison.context.items()},

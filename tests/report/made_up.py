@@ -9,7 +9,12 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from hauberk.evaluation.metrics import corrected_rows, difference_rows, metric_rows
+from hauberk.evaluation.metrics import (
+    corrected_rows,
+    difference_rows,
+    keyword_rows,
+    metric_rows,
+)
 from hauberk.evaluation.run import Record
 from tasks.report import Comparison
 from tasks.report.channels import channel_of
@@ -59,6 +64,7 @@ def comparison(
     for (model, defense), members in records.items():
         control = records[model, "none"]
         metrics += [*metric_rows(members), *corrected_rows(members, control)]
+        metrics += keyword_rows(members) if defense == "none" else []
         if defense != "none":
             margins = {"accuracy": 0.02, "over_refusal": 0.02}
             differences += difference_rows(members, control, margins)

@@ -49,8 +49,10 @@ def test_every_other_metric_is_in_a_cell_of_these_with_the_judges_or_listed(resu
     for row in results.metrics:
         if row["metric"] not in (*COLUMNS, *ELSEWHERE):
             assert (row["model"], row["suite"], row["defense"], row["metric"]) in listed
-    assert {metric for *_, metric in listed} == {"over_refusal_keyword", "judge_disagreement",
-                                                 "judge_disagreement_upper"}  # fmt: skip
+    assert {metric for *_, metric in listed} == {
+        "over_refusal_keyword", "judge_disagreement", "judge_disagreement_upper",
+        "keyword_sensitivity", "keyword_specificity",
+    }  # fmt: skip
 
 
 def test_bounds_stand_in_the_cell_of_their_rate_wherever_a_judge_could_not_tell(results, page):
