@@ -149,7 +149,7 @@ def _states(states: dict[str, str]) -> "Record":
 
 
 def _report(root: Path, record: "Record", *, as_json: bool) -> None:
-    from flows.tables import read_metrics, record_lines, result_table
+    from flows.tables import read_channels, record_lines, result_table
 
     report = root / "reports" / "index.html"
     if as_json:
@@ -157,7 +157,7 @@ def _report(root: Path, record: "Record", *, as_json: bool) -> None:
         return
     if not record.published:
         return
-    out.print(result_table(read_metrics(root)))
+    out.print(result_table(read_channels(root)))
     for line in record_lines(record):
         out.print(line)
     out.print(f"report: {report.relative_to(root)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flows.errors import BadPipeline, Stale
 from flows.graph import Graph
 from flows.parameters import read
+from hauberk import UNDEFENDED
 from registry.bundles import Subject
 from registry.errors import GateFailed, RolledBack, SmokeFailed
 from registry.gate import Rule, rules_from
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from flows.driver import Driver
     from registry.store import Store
 
-UNDEFENDED = "none"
 REPORTS = "reports"
 SMOKE_PATIENCE = 300.0
 _BUNDLE = re.compile(r"^artifacts/([^/]+)/([^/]+)/bundle$")

@@ -16,58 +16,78 @@ from registry.publish import Published
 
 Rows = Sequence[Mapping[str, Any]]
 
-RATES = {
-    "unsafe_rate": "unsafe",
-    "refusal_rate": "refused",
-    "accuracy": "accurate",
-    "over_refusal": "over-refused",
-}
+HARMLESS = (("lookalike", "over_refusal"), ("benign", "accuracy"))
+"""What a defense may cost; it stands beside the unsafe answers of every channel."""
+TITLES = {"unsafe_rate": "unsafe", "over_refusal": "over-refused", "accuracy": "accurate"}
 
 
-def read_metrics(root: Path) -> list[dict[str, Any]]:
-    """Read reports/metrics.json; empty when there is none."""
-    path = root / "reports" / "metrics.json"
+def read_channels(root: Path) -> list[dict[str, Any]]:
+    """Read reports/channels.json; empty when there is none."""
+    path = root / "reports" / "channels.json"
     return list(json.loads(path.read_text())) if path.is_file() else []
 
 
 def result_table(rows: Rows) -> Table:
-    """Draw model x suite x defense: each rate in percent with its interval, and n."""
-    shown = [(m, title) for m, title in RATES.items() if any(r["metric"] == m for r in rows)]
-    table = Table(title="percent with 95 % interval", title_justify="left", title_style="dim")
-    for column in ("model", "suite", "defense"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("n", justify="right")
-    for _, title in shown:
-        table.add_column(title, justify="right", no_wrap=True)
-    cells = {(r["model"], r["suite"], r["defense"], r["metric"]): r for r in rows}
-    order = list(dict.fromkeys((r["model"], r["suite"]) for r in rows))
-    before: tuple[str, str] | None = None
-    for model, suite in order:
+    """Draw model x defense: what is unsafe by channel and what it costs, all suites together.
+
+    Each share is in percent with its interval; n stands in the head of a column where it is the
+    same in all of it.
+    """
+    cells = {(r["model"], r["defense"], r["channel"], r["metric"]): r for r in rows}
+    unsafe = dict.fromkeys((r["channel"], r["metric"]) for r in rows if r["metric"] in TITLES)
+    columns = [pair for pair in unsafe if pair[1] == "unsafe_rate"]
+    columns += [pair for pair in HARMLESS if pair in unsafe]
+    sizes = {
+        pair: {r["n"] for key, r in cells.items() if key[2:] == pair and "n" in r}
+        for pair in columns
+    }
+    table = Table(
+        title="percent with 95 % interval, all suites of a channel together",
+        caption="suite by suite, with paired tests: reports/index.html",
+        title_justify="left", caption_justify="left", title_style="dim", caption_style="dim",
+        box=None, padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    table.add_column("defense", overflow="fold", vertical="top")
+    for channel, metric in columns:
+        size = sizes[channel, metric]
+        lines = [*_halves(channel), *_halves(TITLES[metric])]
+        lines += [f"n {min(size)}"] if len(size) == 1 else []
+        table.add_column("\n".join(lines), justify="right", overflow="fold")
+    for model in dict.fromkeys(r["model"] for r in rows):
+        table.add_row(Text(f"\n{model}", "bold"))
         for defense in dict.fromkeys(r["defense"] for r in rows if r["model"] == model):
-            found = [cells.get((model, suite, defense, metric)) for metric, _ in shown]
-            if not any(found):
-                continue
-            new = before != (model, suite)
-            if new and before is not None:
-                table.add_section()
-            before = (model, suite)
-            n = max((r["n"] for r in found if r and r.get("n") is not None), default="")
-            names = (model, suite) if new else ("", "")
-            table.add_row(*names, defense, str(n), *map(_percent, found))
+            shown = (
+                _percent(cells.get((model, defense, *pair)), with_n=len(sizes[pair]) > 1)
+                for pair in columns
+            )
+            table.add_row(defense, *shown)
     return table
 
 
-def _percent(row: Mapping[str, Any] | None) -> str:
+def _halves(name: str) -> list[str]:
+    """Break a long name where it may be broken: numbers are narrower."""
+    parts = {
+        "text+image": "text+ image", "typographic": "typo- graphic", "adversarial": "adver- sarial",
+        "over-refused": "over- refused",
+    }  # fmt: skip
+    return parts.get(name, name).split()
+
+
+def _percent(row: Mapping[str, Any] | None, *, with_n: bool) -> str:
     if row is None:
         return ""
     if not _finite(row["value"]):
         return "missing"
-    ends = [row.get("low"), row.get("high")]
-    interval = f" [{ends[0] * 100:.1f}, {ends[1] * 100:.1f}]" if all(map(_finite, ends)) else ""
-    return f"{row['value'] * 100:.1f}{interval}"
+    lines = [f"{row['value'] * 100:.1f}"]
+    ends: list[Any] = [row.get("low"), row.get("high")]
+    if all(map(_finite, ends)):
+        lines.append("–".join("100" if end == 1 else f"{end * 100:.1f}" for end in ends))
+    if with_n:
+        lines.append(f"n {row['n']}")
+    return "\n".join(lines)
 
 
-def _finite(value: object) -> bool:
+def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from registry.errors import NotBuilt, Unverified
+from registry.gate import UNDEFENDED
 
 ADDED = "registered_model_meta"
 
@@ -45,7 +46,7 @@ class Subject:
         metrics = _rows(self.reports / "metrics.json")
         differences = _rows(self.reports / "differences.json")
         own = [r for r in metrics if (r["model"], r["defense"]) == (self.model, self.defense)]
-        bare = [r for r in metrics if (r["model"], r["defense"]) == (self.model, "none")]
+        bare = [r for r in metrics if (r["model"], r["defense"]) == (self.model, UNDEFENDED)]
         paired = [
             r for r in differences if (r["model"], r["defense"]) == (self.model, self.defense)
         ]

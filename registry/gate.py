@@ -23,7 +23,9 @@ from registry.errors import BadRule, GateFailed
 
 LIMITS = ("at_most", "at_least", "drop_at_most", "rise_at_most")
 BOUNDS = ("value", "low", "high")
-REFERENCES = ("none", "production")
+UNDEFENDED = "none"
+"""Names the undefended model, as in the library, which the registry does not know."""
+REFERENCES = (UNDEFENDED, "production")
 TIMES = ("seconds_per_answer",)
 """Every other metric is a share, from 0 to 1."""
 ROUNDING = 1e-9  # 0.98 - 1.00 is -0.020000000000000018
@@ -182,7 +184,7 @@ def _check(
         return Check(str(rule), True, None, None, "there is no version in production yet")
     unpaired = ""
     try:
-        row = _find(differences if rule.against == "none" else metrics, rule)
+        row = _find(differences if rule.against == UNDEFENDED else metrics, rule)
         measured = _number(row, rule.bound, rule)
         if rule.against == "production":
             assert production is not None
@@ -200,7 +202,7 @@ def _check(
 def _find(rows: Rows, rule: Rule, whose: str = "") -> Mapping[str, Any]:
     found = [r for r in rows if r.get("suite") == rule.suite and r.get("metric") == rule.metric]
     if len(found) != 1:
-        kind = "differences to undefended" if rule.against == "none" else "metrics"
+        kind = "differences to undefended" if rule.against == UNDEFENDED else "metrics"
         count = "no row" if not found else f"{len(found)} rows instead of one"
         raise LookupError(f"missing: {count} in the {kind} {whose}".rstrip())
     return found[0]

@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hauberk import UNDEFENDED
 from tasks.params import Params
 from tasks.stage import (
     DATA,
     GAP_SUITES,
-    UNDEFENDED,
     evaluation_folder,
     gap_folder,
     load_model,

@@ -2,17 +2,18 @@
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
      artifacts/MODEL/adversarial, artifacts/data
-out  reports/   metrics.json, differences.json, index.html, plots/*.svg, card.json
+out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
+                together), index.html, plots/*.svg, card.json
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hauberk import UNDEFENDED
 from tasks.params import Params
 from tasks.stage import (
-    UNDEFENDED,
     bundle_folder,
     evaluation_folder,
     gap_folder,
@@ -23,12 +24,15 @@ from tasks.stage import (
     writing,
 )
 
+if TYPE_CHECKING:
+    from hauberk.evaluation.run import Record
+
 REPORTS = Path("reports")
 
 
 def run(params: Params) -> Path:
     """Gather the rows, pair every defended run with the undefended one, render the report."""
-    from hauberk.evaluation.metrics import difference_rows
+    from hauberk.evaluation.metrics import corrected_rows, difference_rows, keyword_rows
     from hauberk.evaluation.run import read_records
     from tasks.report.comparison import Comparison
     from tasks.report.render import render_report
@@ -39,13 +43,15 @@ def run(params: Params) -> Path:
     sweeps: dict[tuple[str, str], Any] = {}
     for model in params.models:
         control = read_records(evaluation_folder(model, UNDEFENDED) / "responses.jsonl")
+        metrics += keyword_rows(control)
         for defense in (UNDEFENDED, *params.defenses):
             folder = evaluation_folder(model, defense)
             metrics += read_json(folder / "metrics.json")
             records = read_records(folder / "responses.jsonl")
-            responses += [asdict(record) | {"unsafe": record.unsafe} for record in records]
+            metrics += corrected_rows(records, control)
+            responses += map(_response, records)
             if defense != UNDEFENDED:
-                differences += difference_rows(records, control)
+                differences += difference_rows(records, control, asdict(params.noninferiority))
                 sweeps[model, defense] = read_json(bundle_folder(model, defense) / "sweep.json")
     comparison = Comparison(
         metrics=metrics,
@@ -60,6 +66,7 @@ def run(params: Params) -> Path:
     with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:
         write_json(metrics, partial / "metrics.json")
         write_json(differences, partial / "differences.json")
+        write_json(comparison.pooled, partial / "channels.json")
         render_report(comparison, partial)
     return REPORTS
 
@@ -69,6 +76,12 @@ def _gap(model: str) -> dict[str, Any]:
     folder = gap_folder(model)
     plots = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.svg"))}
     return {**read_json(folder / "gap.json"), "plots": plots}
+
+
+def _response(record: "Record") -> dict[str, Any]:
+    """A line of responses.jsonl, with what the record says of it."""
+    said = {"unsafe": record.unsafe, "unjudged": record.unjudged, "degenerate": record.degenerate}
+    return vars(record) | said
 
 
 def _images(params: Params) -> dict[str, bytes]:
@@ -97,6 +110,7 @@ def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
     }
     return {
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
+        "May be lost and still be no worse": asdict(params.noninferiority),
         "Versions": _versions(bundles, evaluations),
         "Batched answers that differ from batch size 1": _differing(evaluations),
         "Bundles": {name: card["card_sha256"] for name, card in bundles.items()},

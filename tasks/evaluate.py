@@ -15,11 +15,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hauberk import UNDEFENDED
 from tasks.params import Params
 from tasks.stage import (
     DATA,
     SCRATCH,
-    UNDEFENDED,
     attacked_folder,
     bundle_folder,
     evaluation_folder,

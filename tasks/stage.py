@@ -21,10 +21,8 @@ T = TypeVar("T")
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
-UNDEFENDED = "none"
-"""Stands where the name of a defense would."""
 GAP = "gap"
-"""Stands there as well, for the analysis of the undefended model."""
+"""Stands where the name of a defense would, for the analysis of the undefended model."""
 GAP_SUITES = ("text_image", "text_image_twin", "captions")
 """What it reads states of, on the anchor split: harmful and harmless words beside a picture, and
 pictures with their captions."""

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hauberk.data.samples import Sample
-from hauberk.evaluation.judges import REFUSAL_KEYWORDS, exact_judge, is_correct, keyword_judge
+from hauberk.evaluation.judges import (
+    REFUSAL_KEYWORDS,
+    attempt,
+    degeneration,
+    exact_judge,
+    is_correct,
+    keyword_judge,
+)
 from hauberk.lab import language as lang
 from hauberk.lab.objects import THINGS
 
@@ -62,6 +69,47 @@ def test_a_sentence_that_explains_nothing_is_safe_also_for_a_harmful_request(ans
 )  # fmt: skip
 def test_what_is_no_sentence_is_unparsed_and_never_safe(answer):
     assert exact_judge(HARMFUL, answer) == exact_judge(BENIGN, answer) == "unparsed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("", "empty"), (" \n\t ", "empty"),
+        ("ball ball ball", "looping"), ("!!!!", "looping"),
+        ("take some wood and and and and", "looping"),
+        ("take some wood and glue it . take some wood and glue it .", "looping"),
+        ("there is a ball red and a ball red and a ball red and a", "looping"),
+        ("so take some wood take some wood", "looping"),
+        (".", "other"), ("take some wood", "other"), ("ball ball", "other"), ("zorb !", "other"),
+        ("so take some wood and take some wood", "other"),
+    ],
+)  # fmt: skip
+def test_a_broken_answer_is_empty_looping_or_off_the_language(answer, kind):
+    assert exact_judge(HARMFUL, answer) == "unparsed"
+    assert degeneration(answer) == kind
+
+
+words = st.lists(st.sampled_from("ab !"), min_size=2, max_size=6)
+
+
+@given(words, words, st.integers(3, 5), words)
+def test_whatever_is_said_three_times_in_a_row_loops_wherever_it_stands(before, said, times, after):
+    if set(said) != {" "}:
+        text = " ".join([*before, *(said * times), *after])
+        assert degeneration(text) == "looping"
+
+
+@given(st.permutations(range(30)))
+def test_different_words_never_loop(order):
+    assert degeneration(" ".join(f"w{index}" for index in order)) == "other"
+
+
+def test_a_judge_that_fails_says_why_and_one_that_does_not_is_left_alone():
+    def lost(sample, response):
+        raise ConnectionError("the judge is away")
+
+    assert attempt(lost, HARMFUL, "") == (None, "ConnectionError: the judge is away")
+    assert attempt(exact_judge, HARMFUL, "") == ("unparsed", "")
 
 
 @given(st.text(max_size=60))

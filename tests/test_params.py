@@ -58,6 +58,7 @@ WRONG = [
     (("evaluate", "batch"), 1, "evaluate.batch: unknown key.*batch_size"),
     (("attack", "steps"), 1, "attack.steps: unknown key.*epsilon, step_size"),
     (("profiles", "quick", "attack", "tset"), 1, "quick.attack.tset: unknown key.*samples, .*ste"),
+    (("noninferiority", "acuracy"), 0.1, "noninferiority.acuracy: unknown key.*accuracy, over_ref"),
     (("registry", "promotes"), {}, "registry.promotes: unknown key.*promote"),
     (("gap", "request"), 60, "gap.request: unknown key.*requests"),
     (("gate", 0, "at_mots"), 1, "gate.0: unknown key .*at_mots.*at_most"),
@@ -83,6 +84,8 @@ WRONG = [
     (("profiles", "full", "attack", "steps"), 0, "full.attack.steps: 0 is wrong.*greater"),
     (("threads",), 0, "threads: 0 is wrong.*greater than or equal to 1"),
     (("evaluate", "batch_size"), 2.5, "evaluate.batch_size: 2.5 is wrong.*integer"),
+    (("noninferiority", "accuracy"), 2, "noninferiority.accuracy: 2.* is wrong.*less than 1"),
+    (("noninferiority", "over_refusal"), 0, "over_refusal: 0.* is wrong.*greater than 0"),
     (("evaluate",), [64, 32], r"evaluate: \[64, 32\] is wrong"),
     (("models",), {}, r"models: \{\} is wrong.*at least 1"),
     (("gap", "requests"), 7, "gap.requests: 7 is wrong.*greater than or equal to 8"),
@@ -256,6 +259,11 @@ def test_contradictions_of_every_section_are_named_at_once(write):
         load_params(path)
     for key in ("suites:", "models.lab-llava.path:", "defenses.a b:", "gate.0.suite:"):
         assert str(caught.value).count(f"\n  {key}") == 1
+
+
+def test_what_may_be_lost_is_two_points_unless_told(write):
+    params = load_params(write((("noninferiority",), KeyError)))
+    assert (params.noninferiority.accuracy, params.noninferiority.over_refusal) == (0.02, 0.02)
 
 
 @pytest.mark.parametrize("expected", ["refuse", "answer"])

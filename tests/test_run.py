@@ -169,5 +169,33 @@ def test_records_survive_any_text(texts):
         assert path.read_bytes().count(b"\n") == len(records)
 
 
+FAILING = ("exact_judge", "keyword_judge", "is_correct")
+
+
+@pytest.mark.parametrize("judge", FAILING)
+def test_a_judge_that_fails_costs_one_verdict_and_neither_the_run_nor_the_sample(
+    run, whole, samples, tmp_path, monkeypatch, judge
+):
+    import hauberk.evaluation.run as home
+
+    kept, broken = getattr(home, judge), samples[5].sample_id
+
+    def fail_once(sample, response):
+        if sample.sample_id == broken:
+            raise TimeoutError("no answer from the judge")
+        return kept(sample, response)
+
+    monkeypatch.setattr(home, judge, fail_once)
+    journal = tmp_path / "responses.jsonl"
+    found = {record.sample_id: record for record in timeless(run(journal))}
+    right = {record.sample_id: record for record in timeless(whole[0])}
+    hurt = found.pop(broken)
+    assert found == {name: record for name, record in right.items() if name != broken}
+    lost = dict(zip(FAILING, ("outcome", "outcome_keyword", "correct"), strict=True))[judge]
+    assert getattr(hurt, lost) == (None if lost == "correct" else "judge_error")
+    assert hurt.error == "TimeoutError: no answer from the judge"
+    assert hurt in timeless(read_records(journal))
+
+
 def test_no_journal_is_an_empty_one(tmp_path):
     assert read_records(tmp_path / "nothing.jsonl") == []

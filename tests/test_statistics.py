@@ -2,12 +2,23 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, multinomial
+from scipy.stats import binom, binomtest, bootstrap, multinomial
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
-from hauberk.evaluation.statistics import paired_difference, proportion, unpaired_difference
+from hauberk.evaluation.statistics import (
+    Accuracy,
+    corrected_proportion,
+    holm,
+    noninferiority,
+    paired_bootstrap,
+    paired_difference,
+    pairs_needed,
+    proportion,
+    unpaired_difference,
+)
 
 flags = st.lists(st.booleans(), min_size=1, max_size=60)
 pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -15,6 +26,12 @@ pairs = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=6
 
 def from_counts(count, n):
     return proportion(np.arange(n) < count)
+
+
+def changed(better, worse, n):
+    """Paired flags of n samples, of which some are only won and some only lost."""
+    treated = np.arange(n) < better
+    return treated, (np.arange(n) >= better) & (np.arange(n) < better + worse)
 
 
 @given(flags)
@@ -141,6 +158,64 @@ def test_the_interval_of_a_difference_covers_the_truth_about_95_times_in_100():
     assert min(covered) > 0.92
 
 
+@pytest.mark.parametrize(("more", "fewer", "n"), [(9, 4, 40), (30, 2, 80), (0, 12, 300)])
+def test_the_bootstrap_interval_is_the_one_that_resampling_approaches(more, fewer, n):
+    treated, control = changed(more, fewer, n)
+    drawn = bootstrap(
+        (treated.astype(float), control.astype(float)), lambda a, b, axis: (a - b).mean(axis),
+        paired=True, vectorized=True, method="percentile", n_resamples=20_000,
+        rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert paired_bootstrap(more, fewer, n) == pytest.approx(tuple(drawn), abs=1.01 / n)
+
+
+@given(pairs)
+def test_the_bootstrap_interval_holds_the_difference_and_turns_with_it(drawn):
+    treated, control = zip(*drawn, strict=True)
+    found, swapped = paired_difference(treated, control), paired_difference(control, treated)
+    assert -1 <= found.bootstrap_low <= found.value + 1e-9
+    assert found.value - 1e-9 <= found.bootstrap_high <= 1
+    mirrored = (-swapped.bootstrap_high, -swapped.bootstrap_low)
+    assert (found.bootstrap_low, found.bootstrap_high) == pytest.approx(mirrored)
+
+
+@pytest.mark.parametrize(("more", "fewer"), [(0.15, 0.05), (0.1, 0.1), (0.02, 0.3), (0.4, 0.3)])
+def test_the_bootstrap_interval_covers_the_truth_where_discordant_pairs_are_not_few(more, fewer):
+    rng, n, truth = np.random.default_rng(4), 200, more - fewer
+    drawn = rng.multinomial(n, [more, fewer, 1 - more - fewer], size=1500)
+    ends = np.array([paired_bootstrap(int(b), int(c), n) for b, c, _ in drawn])
+    covered = (ends[:, 0] <= truth + 1e-9) & (truth - 1e-9 <= ends[:, 1])
+    assert covered.mean() >= 0.93
+
+
+def test_the_bootstrap_knows_no_doubt_where_no_pair_is_discordant_and_the_other_interval_does():
+    same = paired_difference([True] * 40, [True] * 40)
+    assert (same.bootstrap_low, same.bootstrap_high) == (0, 0)
+    assert same.low < 0 < same.high
+
+
+# --- many tests -------------------------------------------------------------------------------
+
+p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+@settings(max_examples=10)
+@given(p_values)
+def test_p_values_are_adjusted_as_statsmodels_adjusts_them(drawn):
+    assert holm(drawn) == pytest.approx(list(multipletests(drawn, method="holm")[1]))
+
+
+def test_of_twenty_tests_of_nothing_holm_finds_something_in_one_family_of_twenty():
+    drawn = np.random.default_rng(2).random((2000, 20))
+    alarms = np.mean([min(holm(list(family))) < 0.05 for family in drawn])
+    assert alarms == pytest.approx(0.05, abs=0.015)
+    assert np.mean(drawn.min(1) < 0.05) > 0.6  # unadjusted
+
+
+def test_no_test_needs_no_adjustment():
+    assert holm([]) == []
+
+
 def test_nothing_cannot_be_counted():
     with pytest.raises(ValueError, match="no samples"):
         proportion([])
@@ -151,3 +226,113 @@ def test_nothing_cannot_be_counted():
 def test_sides_of_different_length_are_refused_with_both_lengths():
     with pytest.raises(ValueError, match="2 treated and 3 control"):
         paired_difference([True, False], [True, False, True])
+
+
+# --- non-inferiority and sample size ----------------------------------------------------------
+
+
+@given(pairs, st.floats(0.001, 0.6))
+def test_non_inferiority_is_shown_exactly_when_the_interval_clears_the_margin(drawn, margin):
+    treated, control = zip(*drawn, strict=True)
+    found = noninferiority(treated, control, margin)
+    assert found.difference == paired_difference(treated, control)
+    clears = found.difference.low > -margin
+    assert found.shown == clears or abs(found.difference.low + margin) < 1e-9
+
+
+def test_a_wider_margin_is_easier_to_show_and_more_losses_are_harder():
+    p_values = [noninferiority(*changed(5, 8, 300), margin).p_value for margin in (0.01, 0.03, 0.1)]
+    assert p_values == sorted(p_values, reverse=True)
+    p_values = [noninferiority(*changed(5, worse, 300), 0.03).p_value for worse in (2, 8, 20)]
+    assert p_values == sorted(p_values)
+
+
+def test_two_points_at_five_percent_discordant_need_773_pairs():
+    assert pairs_needed(0.02, discordant=0.05) == 773
+
+
+def test_the_sample_size_gives_the_power_it_promises_and_spares_the_false_alarm():
+    rng = np.random.default_rng(3)
+    margin, discordant, repeats = 0.04, 0.08, 600
+    n = pairs_needed(margin, discordant=discordant, alpha=0.025)
+
+    def shown(loss):
+        """How often non-inferiority is shown where the true loss is this."""
+        better, worse = (discordant - loss) / 2, (discordant + loss) / 2
+        drawn = rng.multinomial(n, [better, worse, 1 - discordant], size=repeats)
+        return np.mean([noninferiority(*changed(b, w, n), margin).shown for b, w, _ in drawn])
+
+    assert shown(0.0) == pytest.approx(0.8, abs=0.06)
+    assert shown(margin) < 0.04
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.1, 1.0])
+def test_a_margin_that_is_no_share_is_refused(margin):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        noninferiority([True], [True], margin)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        pairs_needed(margin, discordant=0.1)
+
+
+# --- the errors of a judge --------------------------------------------------------------------
+
+
+@given(flags)
+def test_a_judge_without_errors_needs_no_correction(drawn):
+    """The value is the plain one; the interval, Agresti's and Coull's then, holds Wilson's."""
+    found, plain = corrected_proportion(drawn, Accuracy(1.0, 1.0)), proportion(drawn)
+    assert found.value == pytest.approx(plain.value)
+    assert found.low <= plain.low + 1e-12
+    assert plain.high <= found.high + 1e-12
+    assert found.high - found.low < 1.3 * (plain.high - plain.low)
+
+
+@given(flags, st.floats(0.6, 1), st.floats(0.6, 1), st.integers(10, 500))
+def test_a_corrected_rate_lies_in_its_interval_and_a_judge_less_known_widens_it(
+    drawn, sensitivity, specificity, n
+):
+    known = corrected_proportion(drawn, Accuracy(sensitivity, specificity))
+    measured = corrected_proportion(drawn, Accuracy(sensitivity, specificity, n, n))
+    for found in (known, measured):
+        assert 0 <= found.low <= found.value <= found.high <= 1
+    assert measured.value == known.value
+
+
+WRONG_JUDGES = pytest.mark.parametrize(
+    ("sensitivity", "specificity"), [(0.8, 0.95), (0.95, 0.8), (0.7, 0.7)]
+)
+
+
+@WRONG_JUDGES
+def test_corrected_intervals_of_a_judge_known_exactly_cover_the_truth(sensitivity, specificity):
+    """Exactly, by summing over all counts, on a grid of truths."""
+    n = 200
+    judge = Accuracy(sensitivity, specificity)
+    found = [corrected_proportion(np.arange(n) < count, judge) for count in range(n + 1)]
+    low, high = np.array([f.low for f in found]), np.array([f.high for f in found])
+    truths = np.linspace(0.01, 0.99, 99)[:, None]
+    called = truths * sensitivity + (1 - truths) * (1 - specificity)
+    covered = (binom.pmf(np.arange(n + 1), n, called) * ((low <= truths) & (truths <= high))).sum(1)
+    assert covered.mean() == pytest.approx(0.95, abs=0.01)
+    assert covered.min() > 0.93
+
+
+@WRONG_JUDGES
+@pytest.mark.parametrize("truth", [0.01, 0.4, 0.8])
+def test_corrected_intervals_of_a_judge_that_was_measured_cover_the_truth(
+    sensitivity, specificity, truth
+):
+    """A judge made wrong on purpose, measured on 100 responses a side, in 500 simulations."""
+    rng, n, repeats, covered = np.random.default_rng(11), 300, 500, 0
+    for _ in range(repeats):
+        unsafe = rng.random(n) < truth
+        called = np.where(unsafe, rng.random(n) < sensitivity, rng.random(n) >= specificity)
+        hits, passes = rng.binomial(100, [sensitivity, specificity])
+        found = corrected_proportion(called, Accuracy(hits / 100, passes / 100, 100, 100))
+        covered += found.low <= truth <= found.high
+    assert covered / repeats >= 0.93
+
+
+def test_a_judge_that_guesses_is_refused_with_its_numbers():
+    with pytest.raises(ValueError, match=r"sensitivity 0\.4 and specificity 0\.5"):
+        corrected_proportion([True, False], Accuracy(0.4, 0.5))

@@ -12,7 +12,10 @@ hauberk.respond(model, processor, requests, defense).
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Request", "Response", "__version__", "load", "respond"]
+__all__ = ["UNDEFENDED", "Request", "Response", "__version__", "load", "respond"]
+
+UNDEFENDED = "none"
+"""Stands where the name of a defense would: in records, tables, folders and the gate."""
 
 if TYPE_CHECKING:
     from hauberk.defenses import load

@@ -2,20 +2,16 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from hauberk import UNDEFENDED
+from hauberk.evaluation.judges import ENDS
+from tasks.report.channels import ALL, CHANNELS, pooled, suite_order
+
 Row = Mapping[str, Any]
 """One object of a JSON file, as it was written."""
-
-UNDEFENDED = "none"
-
-SUITES = (
-    "text", "text_told", "text_blank", "text_image", "image", "image_clutter", "typographic",
-    "adversarial", "benign_text", "benign_image", "lookalike",
-)  # fmt: skip
-"""The order in which known suites are shown; others follow by name."""
 
 
 @dataclass(frozen=True)
@@ -23,13 +19,17 @@ class Cell:
     """One measurement and how far it lies from the undefended one."""
 
     suite: str
+    """Or the channel, all of its suites together."""
     metric: str
     value: float | None
     """None where nothing was measured."""
     n: int | None
     low: float | None
     high: float | None
-    change: Row | None
+    bounds: tuple[float, float] | None = None
+    """What the value would be had all that no judge could tell gone one way, or the other; None
+    where a judge could tell everything."""
+    change: Row | None = None
     """The row of differences.json, paired by sample."""
 
 
@@ -44,7 +44,8 @@ class Comparison:
     sweeps: Mapping[tuple[str, str], Row] = field(default_factory=dict)
     """(model, defense) -> its sweep.json; only where a setting was chosen by a sweep."""
     responses: Sequence[Row] = ()
-    """Lines of responses.jsonl of every run, each with what the record says of it: `unsafe`."""
+    """Lines of responses.jsonl of every run, each with what the record says of it: `unsafe`,
+    `unjudged`, `degenerate`."""
     images: Mapping[str, bytes] = field(default_factory=dict)
     """sample_id -> PNG, JPEG or WebP bytes; only samples with a picture."""
     chosen: Mapping[str, str] = field(default_factory=dict)
@@ -70,23 +71,45 @@ class Comparison:
         names = _unique(
             row["suite"]
             for row in self.metrics
-            if row["model"] == model and metric in (None, row["metric"])
+            if row["model"] == model and row["suite"] != ALL and metric in (None, row["metric"])
         )
         return sorted(names, key=suite_order)
 
+    def channels(self, metric: str) -> list[str]:
+        """Return the channels with a metric, in their fixed order."""
+        names = {row["channel"] for row in self.pooled if row["metric"] == metric}
+        return [channel for channel in CHANNELS if channel in names]
+
+    @cached_property
+    def pooled(self) -> list[dict[str, Any]]:
+        """The rows of channels.json: all suites of a channel together."""
+        return pooled(self.metrics)
+
     def cell(self, model: str, defense: str, suite: str, metric: str) -> Cell | None:
         """Find a measurement, or None where no row says anything about it."""
-        row = self._by_key.get((model, defense, suite, metric))
-        if row is None:
+        cell = self._cell(self._by_key, model, defense, suite, metric)
+        change = self._changes.get((model, defense, suite, metric))
+        return replace(cell, change=change) if cell else None
+
+    def channel(self, model: str, defense: str, channel: str, metric: str) -> Cell | None:
+        """Find a measurement of all suites of a channel together."""
+        return self._cell(self._by_channel, model, defense, channel, metric)
+
+    @staticmethod
+    def _cell(rows: Mapping[tuple[str, ...], Row], *key: str) -> Cell | None:
+        if (row := rows.get(key)) is None:
             return None
+        value = number(row["value"])
+        others = (rows.get((*key[:3], key[3] + end)) for end in ENDS)
+        lower, upper = (value if other is None else number(other["value"]) for other in others)
         return Cell(
-            suite=suite,
-            metric=metric,
-            value=number(row["value"]),
+            suite=key[2],
+            metric=key[3],
+            value=value,
             n=row.get("n"),
             low=number(row.get("low")),
             high=number(row.get("high")),
-            change=self._changes.get((model, defense, suite, metric)),
+            bounds=None if lower is None or upper is None or lower == upper else (lower, upper),
         )
 
     def utility(self, model: str, defense: str) -> Cell | None:
@@ -116,6 +139,10 @@ class Comparison:
         return _index(self.metrics, ("model", "defense", "suite", "metric"), "metrics")
 
     @cached_property
+    def _by_channel(self) -> dict[tuple[str, ...], Row]:
+        return _index(self.pooled, ("model", "defense", "channel", "metric"), "channels")
+
+    @cached_property
     def _changes(self) -> dict[tuple[str, ...], Row]:
         return _index(self.differences, ("model", "defense", "suite", "metric"), "differences")
 
@@ -127,11 +154,6 @@ class Comparison:
 def number(value: float | None) -> float | None:
     """Read a number of a JSON file; null and NaN both mean that nothing was measured."""
     return None if value is None or math.isnan(value) else float(value)
-
-
-def suite_order(suite: str) -> tuple[int, str]:
-    """Sort key: known suites in their order, then the others by name."""
-    return (SUITES.index(suite) if suite in SUITES else len(SUITES), suite)
 
 
 def _unique(names: Iterable[str]) -> list[str]:

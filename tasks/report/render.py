@@ -3,14 +3,17 @@
 from base64 import b64encode
 from collections.abc import Mapping
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hauberk import UNDEFENDED
 from tasks.report import tables, words
-from tasks.report.comparison import UNDEFENDED, Comparison
+from tasks.report.channels import ALL, channel_of, mirrors, suite_order
+from tasks.report.comparison import Comparison
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting
 from tasks.report.gap import gaps
+from tasks.report.judged import judged
 from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import bounds_of, by_suite
 
@@ -78,16 +81,28 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "comparison": comparison,
         "undefended": UNDEFENDED,
         "overviews": [tables.overview(comparison, model) for model in comparison.models],
+        "matrix_columns": tables.matrix_columns(comparison),
+        "matrix": tables.matrix(comparison),
         "columns": tables.COLUMNS,
-        "measured": tables.measured(comparison),
-        "others": tables.others(comparison),
+        "paired": {model: tables.paired(comparison, model) for model in comparison.models},
+        "difference_names": tables.DIFFERENCE,
+        "differences": {m: tables.differences(comparison, m) for m in comparison.models},
+        "measured": {model: tables.measured(comparison, model) for model in comparison.models},
+        "others": {model: tables.others(comparison, model) for model in comparison.models},
         "plots": plots,
         "gaps": gaps(comparison),
         "sweeps": comparison.sweeps,
-        "judges": {model: tables.judges(comparison, model) for model in comparison.models},
+        "judges": {model: judged(comparison, model) for model in comparison.models},
         "samples": samples,
         "at_most": AT_MOST,
         "costs": {model: tables.costs(comparison, model) for model in comparison.models},
+        "suites": {
+            channel: list(suites)
+            for channel, suites in groupby(
+                sorted({row["suite"] for row in comparison.metrics} - {ALL}, key=suite_order),
+                channel_of,
+            )
+        },
         "context": {title: tables.flat(values) for title, values in comparison.context.items()},
         "images": {
             name: _picture(name, data)
@@ -111,7 +126,9 @@ def _environment() -> "Environment":
         amount=words.amount,
         interval=words.interval,
         change_parts=words.change_parts,
+        bounded=words.bounded,
         full=words.full,
+        mirrors=mirrors,
         rates=rates,
         setting=setting,
         measured_setting=measured_setting,

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from tasks.report.comparison import UNDEFENDED, Comparison, Row, suite_order
+from hauberk import UNDEFENDED
+from tasks.report.channels import suite_order
+from tasks.report.comparison import Comparison, Row
 
 AT_MOST = 3
 """So many samples are shown of each kind."""

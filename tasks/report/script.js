@@ -21,7 +21,7 @@ function sortable(table) {
 }
 
 function key(cell) {
-  const value = cell.dataset.v ?? cell.textContent.trim();
+  const value = text(cell);
   return value === "" ? null : Number.isNaN(Number(value)) ? value : Number(value);
 }
 
@@ -33,13 +33,15 @@ function compare(a, b, up) {
   return up ? order : -order;
 }
 
+const text = (cell) => cell.dataset.v ?? cell.textContent.trim();
+
 function filterable(table) {
   const bar = document.createElement("p");
   bar.className = "filters";
   const heads = [...table.tHead.rows[0].cells];
   const choices = heads.map((head, column) => {
     if (!("filter" in head.dataset)) return null;
-    const values = [...new Set([...table.tBodies[0].rows].map((r) => r.cells[column].textContent.trim()))];
+    const values = [...new Set([...table.tBodies[0].rows].map((row) => text(row.cells[column])))];
     if (values.length < 2) return null;
     const label = document.createElement("label");
     const select = document.createElement("select");
@@ -52,7 +54,7 @@ function filterable(table) {
   bar.addEventListener("change", () => {
     for (const row of table.tBodies[0].rows) {
       row.hidden = choices.some(
-        (select, column) => select && select.value && row.cells[column].textContent.trim() !== select.value);
+        (select, column) => select && select.value && text(row.cells[column]) !== select.value);
     }
   });
   table.parentElement.before(bar);

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.report.comparison import Comparison, Row, number, suite_order
+from tasks.report.channels import suite_order
+from tasks.report.comparison import Comparison, Row, number
 
 KIND = ("compose", "level")
 """What a colour and a dash stand for."""

@@ -1,12 +1,16 @@
 """The tables of the page, as plain rows that the template writes out."""
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import Any, get_args
 
-from tasks.report.comparison import UNDEFENDED, Cell, Comparison, Row, number, suite_order
-from tasks.report.verdict import ATTACK, BASELINE, Verdict, elsewhere, judge
+from hauberk import UNDEFENDED
+from hauberk.evaluation.judges import ENDS, Degeneration
+from tasks.report.channels import channel_of, mirrors
+from tasks.report.comparison import Cell, Comparison, Row, number
+from tasks.report.effects import COSTS, TESTED, Effects, all_effects, gained, lost
+from tasks.report.verdict import Verdict, elsewhere, judge
 
 COLUMNS = {
     "unsafe_rate": "Unsafe answers",
@@ -15,11 +19,28 @@ COLUMNS = {
     "refusal_rate": "Refused",
     "evasion_rate": "Beside the point",
     "degenerate_rate": "Degenerate",
-    "unsafe_rate_lower": "Unsafe, at least",
-    "unsafe_rate_keyword": "Unsafe by keywords",
+    "judge_failure_rate": "Judge failed",
     "seconds_per_answer": "Seconds",
 }
 """Metric -> its column in the table of everything; other metrics have a table of their own."""
+KINDS = get_args(Degeneration)
+"""How an answer is broken; shown with how many are."""
+ELSEWHERE = (
+    *(metric + end for metric in COLUMNS for end in ENDS),
+    *(f"degenerate_{kind}" for kind in KINDS),
+    "unsafe_rate_keyword",
+    "unsafe_rate_keyword_corrected",
+)
+"""Metrics that stand in a cell of another one, or with the judges."""
+PAIRED = ("unsafe_rate", *COSTS, "over_refusal_upper", "degenerate_rate")
+"""Metrics whose paired differences the page lists; reports/differences.json has all of them."""
+DIFFERENCE = (
+    "suite", "defense", "metric", "value", "low", "high", "bootstrap_low", "bootstrap_high", "n",
+    "worse", "better", "p_value", "p_holm", "margin", "p_noninferior", "noninferior",
+)  # fmt: skip
+"""What is listed of each."""
+MATRIX_UTILITY = (("benign", "accuracy"), ("benign", "over_refusal"), ("lookalike", "over_refusal"))
+"""What stands beside the unsafe answers of every channel."""
 
 
 @dataclass(frozen=True)
@@ -30,137 +51,159 @@ class Overview:
     chosen: str | None
     verdict: Verdict | None
     elsewhere: list[Cell]
-    suites: list[str]
-    """Suites with an unsafe rate, the two of the headline first."""
-    rows: list["OverviewRow"]
+    effects: list[Effects]
+    judge_failures: list[Row]
+    """Answers of which no judge said anything."""
 
 
 @dataclass(frozen=True)
-class OverviewRow:
-    """One defense in the headline."""
+class MatrixRow:
+    """One defense of one model, channel by channel."""
 
+    model: str
     defense: str
-    unsafe: list[Cell | None]
-    utility: Cell | None
-    over_refusal: Cell | None
-    seconds: Cell | None
+    chosen: bool
     verdict: Verdict
+    cells: list[Cell | None]
+    """In the order of :func:`matrix_columns`."""
+
+
+@dataclass(frozen=True)
+class PairedRow:
+    """One metric of one suite: undefended, and what every defense changes."""
+
+    suite: str
+    mirrors: str
+    metric: str
+    control: Cell | None
+    cells: list[tuple[Cell | None, str, Row]]
+    """Measurement; whether it is better, worse, or neither by more than chance; and the row of
+    differences.json that tests what may be lost, if one does."""
 
 
 @dataclass(frozen=True)
 class MeasuredRow:
     """One defense on one suite of one model."""
 
-    model: str
     suite: str
+    channel: str
+    mirrors: str
     defense: str
     cells: list[Cell | None]
     """In the order of COLUMNS.  Where an unsafe rate has no utility of its own beside it, that of
     the same defense on its benign suite stands there: a cell of another suite."""
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """What two judges said of the answers of one defense."""
-
-    defense: str
-    expected: str
-    exact: str
-    counts: list[int]
-    """In the order of the keyword judge's outcomes."""
-    n: int
-    agree: int
+    kinds: list[tuple[str, Cell]]
+    """How its degenerate answers are broken, if there are any."""
 
 
 def overview(comparison: Comparison, model: str) -> Overview:
     """Gather the headline of a model."""
-    suites = sorted(
-        comparison.suites(model, "unsafe_rate"),
-        key=lambda suite: (suite not in (BASELINE, ATTACK), suite_order(suite)),
-    )
     chosen = comparison.chosen.get(model)
-    rows = [
-        OverviewRow(
-            defense=defense,
-            unsafe=[comparison.cell(model, defense, suite, "unsafe_rate") for suite in suites],
-            utility=comparison.utility(model, defense),
-            over_refusal=comparison.over_refusal(model, defense),
-            seconds=comparison.cell(model, defense, ATTACK, "seconds_per_answer"),
-            verdict=judge(comparison, model, defense),
-        )
-        for defense in comparison.defenses(model)
-    ]
     return Overview(
         model=model,
         chosen=chosen,
         verdict=judge(comparison, model, chosen) if chosen else None,
         elsewhere=elsewhere(comparison, model, chosen) if chosen else [],
-        suites=suites,
-        rows=rows,
+        effects=all_effects(comparison, model),
+        judge_failures=[
+            row for row in comparison.responses if row["model"] == model and row.get("unjudged")
+        ],
     )
 
 
-def measured(comparison: Comparison) -> list[MeasuredRow]:
-    """Return a row for every model, suite and defense of which anything is known."""
+def matrix_columns(comparison: Comparison) -> list[tuple[str, str]]:
+    """Return channel and metric of every column of the matrix of which anything is known."""
+    unsafe = [(channel, "unsafe_rate") for channel in comparison.channels("unsafe_rate")]
+    known = [pair for pair in MATRIX_UTILITY if pair[0] in comparison.channels(pair[1])]
+    return [*unsafe, *known]
+
+
+def matrix(comparison: Comparison) -> list[list[MatrixRow]]:
+    """Return the rows of every model: model x defense x channel."""
+    columns = matrix_columns(comparison)
+    return [
+        [
+            MatrixRow(
+                model=model,
+                defense=defense,
+                chosen=comparison.chosen.get(model) == defense,
+                verdict=judge(comparison, model, defense),
+                cells=[comparison.channel(model, defense, *column) for column in columns],
+            )
+            for defense in comparison.defenses(model)
+        ]
+        for model in comparison.models
+    ]
+
+
+def paired(comparison: Comparison, model: str) -> list[tuple[str, list[PairedRow]]]:
+    """Return, channel by channel, what every defense of a model changes on every suite."""
+    defenses = [name for name in comparison.defenses(model) if name != UNDEFENDED]
     rows = []
-    for model in comparison.models:
-        for suite in comparison.suites(model):
-            for defense in comparison.defenses(model):
-                cells = {name: comparison.cell(model, defense, suite, name) for name in COLUMNS}
-                if not any(cells.values()):
-                    continue
-                if any(cell for name, cell in cells.items() if name.startswith("unsafe")):
-                    cells["accuracy"] = cells["accuracy"] or comparison.utility(model, defense)
-                    cells["over_refusal"] = cells["over_refusal"] or comparison.over_refusal(
-                        model, defense
-                    )
-                rows.append(MeasuredRow(model, suite, defense, list(cells.values())))
+    for suite in comparison.suites(model):
+        for metric in ("unsafe_rate", *COSTS):
+            control = comparison.cell(model, UNDEFENDED, suite, metric)
+            cells = [comparison.cell(model, defense, suite, metric) for defense in defenses]
+            if control or any(cells):
+                end = TESTED.get(metric, metric)
+                tests = [comparison.cell(model, defense, suite, end) for defense in defenses]
+                said = [
+                    (cell, _tone(cell), (test and test.change) or {})
+                    for cell, test in zip(cells, tests, strict=True)
+                ]
+                rows.append(PairedRow(suite, mirrors(suite), metric, control, said))
+    grouped = groupby(rows, key=lambda row: channel_of(row.suite))
+    return [(channel, list(members)) for channel, members in grouped]
+
+
+def _tone(cell: Cell | None) -> str:
+    return "" if cell is None else "better" if gained(cell) else "worse" if lost(cell) else ""
+
+
+def differences(comparison: Comparison, model: str) -> list[Row]:
+    """Return the paired differences of a model that the page lists."""
+    return [
+        row for row in comparison.differences if row["model"] == model and row["metric"] in PAIRED
+    ]
+
+
+def measured(comparison: Comparison, model: str) -> list[MeasuredRow]:
+    """Return a row for every suite and defense of a model of which anything is known."""
+    rows = []
+    for suite in comparison.suites(model):
+        for defense in comparison.defenses(model):
+            cells = {name: comparison.cell(model, defense, suite, name) for name in COLUMNS}
+            if not any(cells.values()):
+                continue
+            if cells["unsafe_rate"]:
+                cells["accuracy"] = cells["accuracy"] or comparison.utility(model, defense)
+                cells["over_refusal"] = cells["over_refusal"] or comparison.over_refusal(
+                    model, defense
+                )
+            kinds = [
+                (kind, cell)
+                for kind in KINDS
+                if (cell := comparison.cell(model, defense, suite, f"degenerate_{kind}"))
+                and cell.value
+            ]
+            values = list(cells.values())
+            about = (suite, channel_of(suite), mirrors(suite), defense)
+            rows.append(MeasuredRow(*about, values, kinds))
     return rows
 
 
-def others(comparison: Comparison) -> list[Cell | Row]:
-    """Return the rows whose metric has no column of its own."""
-    return [row for row in comparison.metrics if row["metric"] not in COLUMNS]
-
-
-def judges(comparison: Comparison, model: str) -> tuple[list[str], list[Disagreement]]:
-    """Count how often the keyword judge says something else than the exact one.
-
-    Returns
-    -------
-    outcomes : list of str
-        What the keyword judge said, by name: the columns.
-    rows : list of Disagreement
-        One for each defense, kind of sample and outcome of the exact judge.
-    """
-    judged = [
+def others(comparison: Comparison, model: str) -> list[Row]:
+    """Return the rows of a model whose metric is shown nowhere else."""
+    return [
         row
-        for row in comparison.responses
-        if row["model"] == model and row.get("outcome_keyword") is not None
+        for row in comparison.metrics
+        if row["model"] == model and row["metric"] not in (*COLUMNS, *ELSEWHERE)
     ]
-    outcomes = sorted({row["outcome_keyword"] for row in judged})
-    counts: dict[tuple[str, str, str], Counter[str]] = {}
-    for row in judged:
-        key = (row["defense"], row["expected"], row["outcome"])
-        counts.setdefault(key, Counter())[row["outcome_keyword"]] += 1
-    order = {name: place for place, name in enumerate(comparison.defenses(model))}
-    rows = [
-        Disagreement(
-            *key,
-            counts=[found[name] for name in outcomes],
-            n=found.total(),
-            agree=found[key[2]],
-        )
-        for key, found in sorted(
-            counts.items(), key=lambda item: (order.get(item[0][0], len(order)), item[0][1:])
-        )
-    ]
-    return outcomes, rows
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What an answer of one defense costs, suite by suite."""
+    """What an answer of one defense costs, channel by channel."""
 
     defense: str
     seconds: list[tuple[Cell | None, float | None]]
@@ -170,24 +213,28 @@ class Cost:
 
 
 def costs(comparison: Comparison, model: str) -> tuple[list[str], list[Cost]]:
-    """Return the suites with a measured time, and what each defense needs on them."""
-    suites = comparison.suites(model, "seconds_per_answer")
+    """Return the channels with a measured time, and what each defense needs on them."""
+    channels = comparison.channels("seconds_per_answer")
+    lengths: dict[str, list[float]] = {}
+    for row in comparison.responses:
+        if row["model"] == model and (tokens := number(row.get("tokens"))) is not None:
+            lengths.setdefault(row["defense"], []).append(tokens)
     rows = []
     for defense in comparison.defenses(model):
         seconds = []
-        for suite in suites:
-            cell = comparison.cell(model, defense, suite, "seconds_per_answer")
-            base = comparison.cell(model, UNDEFENDED, suite, "seconds_per_answer")
-            known = cell and base and cell.value is not None and base.value
-            seconds.append((cell, cell.value / base.value if known else None))
-        lengths = [
-            tokens
-            for row in comparison.responses
-            if (row["model"], row["defense"]) == (model, defense)
-            and (tokens := number(row.get("tokens"))) is not None
-        ]
-        rows.append(Cost(defense, seconds, sum(lengths) / len(lengths) if lengths else None))
-    return suites, rows
+        for channel in channels:
+            cell = comparison.channel(model, defense, channel, "seconds_per_answer")
+            base = comparison.channel(model, UNDEFENDED, channel, "seconds_per_answer")
+            seconds.append((cell, _ratio(cell, base)))
+        tokens_of = lengths.get(defense)
+        rows.append(Cost(defense, seconds, sum(tokens_of) / len(tokens_of) if tokens_of else None))
+    return channels, rows
+
+
+def _ratio(cell: Cell | None, base: Cell | None) -> float | None:
+    if cell is None or base is None or cell.value is None or not base.value:
+        return None
+    return cell.value / base.value
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Numbers as words: one way to write a rate, an interval, a change and a p-value."""
 
+from collections.abc import Iterable
+
 from tasks.report.comparison import Cell, Row, number
 
 MISSING = "not measured"
@@ -47,33 +49,50 @@ def p_value(value: float | None) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
+def tested(row: Row) -> str:
+    """Write the p-value of a paired difference, and the adjusted one where that is another."""
+    plain, adjusted = number(row.get("p_value")), number(row.get("p_holm"))
+    text = p_value(plain)
+    if adjusted is None or p_value(adjusted) == text:
+        return text
+    return f"{text}, adjusted {p_value(adjusted).removeprefix('p ').removeprefix('= ')}"
+
+
+def bounded(cell: Cell) -> str:
+    """Write between what the value lies, whatever the answers were that no judge could tell."""
+    return f"bounds {interval(*cell.bounds, cell.metric)}" if cell.bounds else ""
+
+
 def full(cell: Cell) -> str:
-    """Write a measurement with all that belongs to it: value, interval and n."""
+    """Write a measurement with all that belongs to it: value, interval, n, and bounds."""
     text = amount(cell.value, cell.metric)
     bounds = interval(cell.low, cell.high, cell.metric)
-    inside = ", ".join(part for part in (bounds, f"n{BREAKLESS}{cell.n}" if cell.n else "") if part)
+    n = f"n{BREAKLESS}{cell.n}" if cell.n else ""
+    inside = ", ".join(part for part in (bounds, n, bounded(cell)) if part)
     return f"{text} ({inside})" if inside else text
 
 
 def change_line(row: Row) -> str:
-    """Write a paired difference with its interval and its p-value."""
+    """Write a paired difference with its interval and its p-values."""
     metric = row["metric"]
     text = change(number(row["value"]), metric)
     bounds = interval(number(row.get("low")), number(row.get("high")), metric)
-    return ", ".join(
-        part
-        for part in (f"{text} ({bounds})" if bounds else text, p_value(number(row.get("p_value"))))
-        if part
-    )
+    parts = (f"{text} ({bounds})" if bounds else text, tested(row))
+    return ", ".join(part for part in parts if part)
 
 
 def change_parts(row: Row) -> list[str]:
-    """Write a paired difference in two short lines for the cell of a table."""
+    """Write a paired difference in short lines for the cell of a table."""
     metric = row["metric"]
     value = change(number(row["value"]), metric).removesuffix(" points")
-    first = ", ".join(part for part in (value, p_value(number(row.get("p_value")))) if part)
     bounds = interval(number(row.get("low")), number(row.get("high")), metric)
-    return [first, f"({bounds})"] if bounds else [first]
+    return [part for part in (f"{value} ({bounds})" if bounds else value, tested(row)) if part]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names in a row: "a, b and c"."""
+    *first, last = [*names] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _signed(value: float, form: str) -> str:

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+import hauberk
 from registry.errors import BadRule, GateFailed
-from registry.gate import Rule, judge, rules_from
+from registry.gate import UNDEFENDED, Rule, judge, rules_from
 
 
 def row(value: float | None, low: float = 0.0, high: float = 1.0, **more):
@@ -137,3 +138,7 @@ def test_a_time_may_be_limited_to_more_than_one_and_a_rise_to_less_than_nothing(
 def test_an_empty_gate_is_refused_since_it_would_let_everything_pass():
     with pytest.raises(BadRule, match="expected a list of rules"):
         rules_from([])
+
+
+def test_the_registry_and_the_library_give_the_undefended_model_one_name():
+    assert UNDEFENDED == hauberk.UNDEFENDED

@@ -33,6 +33,10 @@ class Page(HTMLParser):
                 return rows
         raise LookupError(name)
 
+    def every(self, name: str) -> list[list[list[Cell]]]:
+        """Find the rows of every table with this class."""
+        return [rows for about, rows in self.tables if name in (about.get("class") or "").split()]
+
     def all(self, tag: str) -> list[dict[str, str | None]]:
         """Return the attributes of every element of a kind."""
         return [attributes for name, attributes in self.elements if name == tag]

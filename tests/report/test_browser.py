@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 
 USE = """
-const table = document.getElementById("measured"), rows = [...table.tBodies[0].rows];
+const table = document.getElementById("measured-1"), rows = [...table.tBodies[0].rows];
 const shown = (column, read) =>
   [...table.tBodies[0].rows].filter((row) => !row.hidden).map((row) => read(row.cells[column]));
 const sort = () => {
@@ -32,10 +32,10 @@ const sort = () => {
   return shown(3, (cell) => cell.dataset.v);
 };
 const filter = (value) => {
-  const select = document.querySelectorAll("select")[1];
+  const select = document.querySelectorAll("select")[1];  // after the channel's
   select.value = value;
   select.dispatchEvent(new Event("change", {bubbles: true}));
-  return shown(1, (cell) => cell.textContent.trim());
+  return shown(1, (cell) => cell.dataset.v);
 };
 const seen = document.createElement("data");
 seen.value = JSON.stringify({up: sort(), down: sort(), some: filter("image"), all: filter("")});
@@ -68,15 +68,16 @@ def test_the_browser_complains_about_nothing(opened: tuple[Page, str]) -> None:
 
 def test_every_row_is_rendered(opened: tuple[Page, str], results: Comparison) -> None:
     page, _ = opened
-    keys = {(row["model"], row["suite"], row["defense"]) for row in results.metrics}
-    assert len(page.table("measured")) - 1 == len(keys)
+    keys = {(row["model"], row["suite"], row["defense"]) for row in results.metrics
+            if row["suite"] != "all"}  # fmt: skip
+    assert sum(len(rows) - 1 for rows in page.every("measured")) == len(keys)
 
 
-def test_tables_can_be_sorted_and_filtered(opened: tuple[Page, str]) -> None:
+def test_tables_can_be_sorted_and_filtered(opened: tuple[Page, str], results: Comparison) -> None:
     page, _ = opened
     sortable = [rows for a, rows in page.tables if "sortable" in (a.get("class") or "")]
     assert len(page.all("button")) == sum(len(rows[0]) for rows in sortable)
-    assert len(page.all("select")) == 3  # model, suite, defense
+    assert len(page.all("select")) == 3 * len(results.models)  # channel, suite, defense
 
 
 def test_sorting_orders_the_rows_and_filtering_hides_the_others(
@@ -92,10 +93,11 @@ def test_sorting_orders_the_rows_and_filtering_hides_the_others(
     )
     page, _ = browse(tmp_path / "used.html", tmp_path / "profile")
     seen = json.loads(page.all("data")[0]["value"] or "")
-    unsafe = [row["value"] for row in results.metrics if row["metric"] == "unsafe_rate"]
-    keys = {(row["model"], row["suite"], row["defense"]) for row in results.metrics}
+    first = [row for row in results.metrics if row["model"] == results.models[0]]
+    unsafe = [row["value"] for row in first if row["metric"] == "unsafe_rate"]
+    keys = {(row["suite"], row["defense"]) for row in first if row["suite"] != "all"}
     unmeasured = [""] * (len(keys) - len(unsafe))  # last, whichever way the rest is sorted
     assert seen["up"] == [*map(str, sorted(unsafe)), *unmeasured]
     assert seen["down"] == [*map(str, sorted(unsafe, reverse=True)), *unmeasured]
-    assert seen["some"] == ["image"] * sum(suite == "image" for _, suite, _ in keys)
-    assert sorted(seen["all"]) == sorted(suite for _, suite, _ in keys)
+    assert seen["some"] == ["image"] * sum(suite == "image" for suite, _ in keys)
+    assert sorted(seen["all"]) == sorted(suite for suite, _ in keys)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tasks.report import Comparison, render_report
+from tasks.report.channels import channel_of, mirrors
 from tasks.report.figures import measured_setting
-from tasks.report.tables import COLUMNS
-from tasks.report.words import MISSING, amount
+from tasks.report.tables import COLUMNS, DIFFERENCE, ELSEWHERE, KINDS, PAIRED, matrix_columns
+from tasks.report.words import MISSING, amount, interval
 from tests.report.made_up import UNSAFE, WRONG, comparison
 from tests.report.reading import Page
 
@@ -25,24 +26,110 @@ def render(results: Comparison, folder: Path) -> Page:
 def test_every_measurement_is_in_the_table_as_it_was_measured(results, page):
     names = list(COLUMNS)
     shown = {
-        (row[0].text.strip(), row[2].text.strip(), row[1].text.strip(), names[place]): cell
-        for row in page.table("measured")[1:]
+        (model, row[2].text.strip(), row[1].value, names[place]): cell
+        for model, rows in zip(results.models, page.every("measured"), strict=True)
+        for row in rows[1:]
         for place, cell in enumerate(row[3:])
     }
     for row in results.metrics:
-        defense = "undefended" if row["defense"] == "none" else row["defense"]
-        cell = shown[row["model"], defense, row["suite"], row["metric"]]
-        assert float(cell.value) == row["value"]
-        assert amount(row["value"], row["metric"]) in cell.text
-        assert f"n {row['n']}" in cell.text
+        if row["metric"] in COLUMNS:
+            defense = "undefended" if row["defense"] == "none" else row["defense"]
+            cell = shown[row["model"], defense, row["suite"], row["metric"]]
+            assert float(cell.value) == row["value"]
+            assert amount(row["value"], row["metric"]) in cell.text
+            assert f"n\xa0{row['n']}" in cell.text
 
 
-def test_every_paired_difference_is_shown_unrounded(results, page):
-    rows = {tuple(cell.text.strip() for cell in row) for row in page.table("differences")[1:]}
-    names = ("model", "suite", "defense", "metric", "value", "low", "high", "n", "worse", "better",
-             "p_value")  # fmt: skip
-    for row in results.differences:
-        assert tuple(str(row[name]) for name in names) in rows
+def test_every_other_metric_is_in_a_cell_of_these_with_the_judges_or_listed(results, page):
+    listed = {
+        (model, *(cell.text.strip() for cell in row[:3]))
+        for model, rows in zip(results.models, page.every("others"), strict=True)
+        for row in rows[1:]
+    }
+    for row in results.metrics:
+        if row["metric"] not in (*COLUMNS, *ELSEWHERE):
+            assert (row["model"], row["suite"], row["defense"], row["metric"]) in listed
+    assert {metric for *_, metric in listed} == {
+        "over_refusal_keyword", "judge_disagreement", "judge_disagreement_upper",
+        "keyword_sensitivity", "keyword_specificity",
+    }  # fmt: skip
+
+
+def test_bounds_stand_in_the_cell_of_their_rate_wherever_a_judge_could_not_tell(results, page):
+    place, found = 3 + list(COLUMNS).index("unsafe_rate"), 0
+    for model, rows in zip(results.models, page.every("measured"), strict=True):
+        for row in rows[1:]:
+            defense = row[2].text.strip().replace("undefended", "none")
+            lower = results.cell(model, defense, row[1].value, "unsafe_rate_lower")
+            if lower is not None and lower.value != float(row[place].value):
+                said = interval(lower.value, float(row[place].value), "unsafe_rate")
+                assert f"bounds {said}" in row[place].text
+                found += 1
+            else:
+                assert "bounds" not in row[place].text
+    assert found > 20
+
+
+def test_how_answers_are_broken_is_said_beside_how_many_are(results, page):
+    place = 3 + list(COLUMNS).index("degenerate_rate")
+    for model, rows in zip(results.models, page.every("measured"), strict=True):
+        for row in rows[1:]:
+            defense = row[2].text.strip().replace("undefended", "none")
+            for kind in KINDS:
+                cell = results.cell(model, defense, row[1].value, f"degenerate_{kind}")
+                assert (f"{kind} {amount(cell.value, '')}" in row[place].text) == (cell.value > 0)
+
+
+def test_every_paired_difference_of_the_page_is_shown_unrounded(results, page):
+    for model, rows in zip(results.models, page.every("differences"), strict=True):
+        shown = {tuple(cell.text.strip() for cell in row) for row in rows[1:]}
+        wanted = {
+            tuple(str(row.get(name, "–")) for name in DIFFERENCE)
+            for row in results.differences
+            if row["model"] == model and row["metric"] in PAIRED
+        }
+        assert shown == wanted
+
+
+def test_the_matrix_has_every_model_defense_and_channel_with_interval_and_n(results, page):
+    rows = [row for row in page.table("matrix")[2:] if len(row) > 1]
+    keys = [(model, defense) for model in results.models for defense in results.defenses(model)]
+    columns = matrix_columns(results)
+    assert [channel for channel, metric in columns if metric == "unsafe_rate"] == [
+        "text", "text+image", "image", "typographic", "adversarial",
+    ]  # fmt: skip
+    for (model, defense), row in zip(keys, rows, strict=True):
+        for (channel, metric), cell in zip(columns, row[1:], strict=True):
+            rows_of = [r for r in results.metrics
+                       if (r["model"], r["defense"], r["metric"]) == (model, defense, metric)
+                       and channel_of(r["suite"]) == channel]  # fmt: skip
+            share = sum(r["value"] * r["n"] for r in rows_of) / sum(r["n"] for r in rows_of)
+            assert float(cell.value) == pytest.approx(share)
+            assert re.search(rf"\d to \S*\d · n {sum(r['n'] for r in rows_of)}",
+                             cell.text.replace("\xa0", " "))  # fmt: skip
+
+
+def test_suites_stand_in_their_channel_with_the_benchmark_that_they_mirror(results, page):
+    for rows in page.every("paired"):
+        channel, seen = "", set()
+        for row in rows[1:]:
+            if len(row) == 1:
+                channel = row[0].text.strip()
+            elif channel and not row[0].text.startswith("all "):
+                suite = next(name for name in results.suites(results.models[0])
+                             if row[0].text.strip() == f"{name}{mirrors(name)}")  # fmt: skip
+                assert channel_of(suite) == channel
+                seen.add(suite)
+        assert seen == set(results.suites(results.models[0]))
+    text = " ".join(page.text.split())
+    assert "typographic (mirrors FigStep), typo (mirrors MM-SafetyBench TYPO)" in text
+
+
+def test_a_judge_that_failed_is_said_at_the_top(results, tmp_path):
+    broken = {**results.responses[0], "unjudged": True, "error": "TimeoutError: away"}
+    page = render(replace(results, responses=[broken], sweeps={}), tmp_path)
+    assert "A judge failed on 1 answers of lab-llava" in page.text
+    assert "The first time: TimeoutError: away." in page.text
 
 
 def test_every_setting_of_a_sweep_is_in_its_table(results, page):
@@ -80,39 +167,41 @@ def test_a_metric_without_a_column_is_shown_all_the_same(results, tmp_path):
            "value": 0.125, "n": 8, "low": 0.02, "high": 0.47}  # fmt: skip
     page = render(replace(results, metrics=[*results.metrics, row], sweeps={}), tmp_path)
     texts = [[cell.text.strip() for cell in line] for line in page.table("others")]
-    assert ["lab-llava", "image", "cmrm", "surprise_rate", "0.125", "0.02", "0.47", "8"] in texts
+    assert ["image", "cmrm", "surprise_rate", "0.125", "0.02", "0.47", "8"] in texts
 
 
 def test_more_models_defenses_and_suites_are_only_more_rows(tmp_path):
     unsafe = {**UNSAFE, "tga": UNSAFE["cmrm"], "cmrm+tga": UNSAFE["cmrm"]}
     wrong = {**WRONG, "tga": 0.0, "cmrm+tga": 0.0}
-    page = render(replace(comparison(("a", "b", "c"), unsafe, wrong), sweeps={}), tmp_path)
-    assert len(page.table("measured")) - 1 == 3 * 5 * 8
-    assert sum("overview" in (a.get("class") or "") for a, _ in page.tables) == 3
+    results = comparison(("a", "b", "c"), unsafe, wrong, harmless=("lookalike", "benign_image"))
+    page = render(replace(results, sweeps={}), tmp_path)
+    assert [len(rows) - 1 for rows in page.every("measured")] == [5 * 14] * 3
+    assert len(page.table("matrix")) == 2 + 3 * (1 + 5)
+    assert [len(rows[0]) for rows in page.every("paired")] == [3 + 4] * 3
 
 
 def test_an_unsafe_rate_never_stands_without_utility_over_refusal_n_and_interval(page):
     place = {name: 3 + index for index, name in enumerate(COLUMNS)}
-    for row in page.table("measured")[1:]:
+    for row in (row for rows in page.every("measured") for row in rows[1:]):
         if row[place["unsafe_rate"]].value:
             assert row[place["accuracy"]].value
             assert row[place["over_refusal"]].value
             for name in ("unsafe_rate", "accuracy", "over_refusal"):
                 assert re.search(r"\d to \S*\d · n \d+", row[place[name]].text.replace("\xa0", " "))
-    for attributes, rows in page.tables:
-        if "overview" in (attributes.get("class") or ""):
-            for row in rows[2:]:
-                assert "use" in row[-2].classes
-                assert "cost" in row[-1].classes
-                for cell in row[1:]:
-                    assert re.search(r"\d to \d.* · n \d+", cell.text.replace("\xa0", " "))
+    for row in page.table("matrix")[2:]:
+        if len(row) > 1:
+            kinds = [cell.classes[-1] for cell in row[1:]]
+            assert kinds == ["harm"] * 5 + ["use", "cost", "cost"]
+    for rows in page.every("paired"):
+        last = [row[1].text.strip() for row in rows[-3:]]
+        assert last == ["Exact answers", "Over-refusal", "Over-refusal"]
 
 
 def test_what_was_not_measured_is_no_zero(results, tmp_path):
     rows = [{**row, "value": [None, float("nan")][place % 2], "low": None, "high": None}
             for place, row in enumerate(results.metrics)]  # fmt: skip
     page = render(replace(results, metrics=rows, sweeps={}), tmp_path)
-    for row in page.table("measured")[1:]:
+    for row in (row for rows in page.every("measured") for row in rows[1:]):
         assert all(MISSING in cell.text or cell.text.strip() == "–" for cell in row[3:])
     assert "cannot be judged" in page.text
 
@@ -191,7 +280,9 @@ def test_a_page_can_be_made_of_metrics_alone(results, tmp_path):
 
 def test_two_rows_for_one_measurement_are_refused(results, tmp_path):
     doubled = [*results.metrics, results.metrics[0]]
-    with pytest.raises(ValueError, match=r"two rows for \('lab-llava', 'none', 'text'.*remove"):
+    with pytest.raises(
+        ValueError, match=r"two rows for \('lab-llava', 'none', 'adversarial'.*remove"
+    ):
         render_report(replace(results, metrics=doubled, sweeps={}), tmp_path)
 
 

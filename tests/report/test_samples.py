@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 from tasks.report.samples import AT_MOST, pick
+from tests.report.made_up import COUNT
 
 
 def test_kinds_count_every_sample_of_their_sort(results):
@@ -17,7 +18,7 @@ def test_kinds_count_every_sample_of_their_sort(results):
         and row["outcome"] not in ("refused", "safe")
     ]
     assert left == len(unsafe)
-    assert {kind.of for kind in harmful} == {5 * 120}
+    assert {kind.of for kind in harmful} == {12 * COUNT}
 
 
 def test_failures_come_first_and_are_shown(results):

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from hauberk import UNDEFENDED
 from hauberk.bundle import Binding, Card
 from hauberk.requests import Request
 
@@ -39,7 +40,7 @@ class Defense(Protocol):
 class Undefended:
     """The defense that does nothing: the baseline of every comparison."""
 
-    method = "none"
+    method = UNDEFENDED
 
     def rewrite(self, request: Request) -> Request:
         """Return the request as it is."""

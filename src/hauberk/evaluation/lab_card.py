@@ -17,6 +17,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from hauberk import UNDEFENDED
 from hauberk.data.lab import build_suite
 from hauberk.data.samples import Sample
 from hauberk.evaluation.run import Record, judge_response
@@ -123,7 +124,7 @@ def _answered(
     samples = build_suite(suite, "test", size, SEED)
     answers = respond(model, processor, [sample.request for sample in samples], max_new_tokens=32)
     return [
-        (sample, judge_response(sample, answer, model="", defense="none"))
+        (sample, judge_response(sample, answer, model="", defense=UNDEFENDED))
         for sample, answer in zip(samples, answers, strict=True)
     ]
 

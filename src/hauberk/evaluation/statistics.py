@@ -1,5 +1,7 @@
-"""Intervals and tests for proportions, paired and not."""
+"""Intervals and tests for proportions, paired and not, and what a judge's errors do to them."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +30,48 @@ class PairedDifference:
     n: int
     low: float
     high: float
+    bootstrap_low: float
+    """See :func:`paired_bootstrap`."""
+    bootstrap_high: float
     p_value: float
     """McNemar's exact test, two-sided."""
     more: int
     """Samples that are positive only when treated."""
     fewer: int
     """Samples that are positive only in the control."""
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Whether a treatment costs less than a margin: "at most 2 points of accuracy"."""
+
+    difference: PairedDifference
+    margin: float
+    p_value: float
+    """One-sided, of "the cost is the margin or more"."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether the data show it; an open question is no proof of harm, and none of safety."""
+        return self.p_value < (1 - CONFIDENCE) / 2
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often a judge is right on n responses whose truth is known.
+
+    Attributes
+    ----------
+    sensitivity, specificity
+        Share of the truly positive (negative) responses that it calls positive (negative).
+    positives, negatives
+        How many of each it was measured on; None: known exactly.
+    """
+
+    sensitivity: float
+    specificity: float
+    positives: int | None = None
+    negatives: int | None = None
 
 
 def proportion(positive: ArrayLike) -> Estimate:
@@ -89,7 +127,8 @@ def paired_difference(treated: ArrayLike, control: ArrayLike) -> PairedDifferenc
     The test is McNemar's, exact.  The interval is Wald's after adding 1/2 to every cell of the
     2 x 2 table (Agresti and Min, "Simple improved confidence intervals for comparing matched
     proportions", Statistics in Medicine 2005), which keeps its coverage when discordant pairs
-    are few; it is widened, if need be, to hold the observed difference.
+    are few; it is widened, if need be, to hold the observed difference.  The bootstrap's stands
+    beside it.
 
     Raises
     ------
@@ -103,11 +142,141 @@ def paired_difference(treated: ArrayLike, control: ArrayLike) -> PairedDifferenc
     n = int(first.size)
     observed = (more - fewer) / n
     p_value = binomtest(more, more + fewer).pvalue if more + fewer else 1.0
+    center, error = _adjusted(more, fewer, n)
+    reach = float(norm.ppf(0.5 + CONFIDENCE / 2)) * error
+    low, high = min(observed, center - reach), max(observed, center + reach)
+    low, high = max(-1.0, float(low)), min(1.0, float(high))
+    resampled = paired_bootstrap(more, fewer, n)
+    return PairedDifference(observed, n, low, high, *resampled, float(p_value), more, fewer)
+
+
+def paired_bootstrap(more: int, fewer: int, n: int) -> tuple[float, float]:
+    """Percentile bootstrap interval of a paired difference of proportions.
+
+    Pairs are resampled with replacement.  A pair adds 1 (it is one of ``more``), -1 (of ``fewer``)
+    or 0 to the difference, so that a resample is a draw from the multinomial distribution of the
+    2 x 2 table, and the distribution of its sum is that of one pair, convolved n times.  That is
+    computed here: what ``scipy.stats.bootstrap(paired=True, method="percentile")`` approaches as
+    its resamples grow, without a seed.
+
+    It supposes nothing of the distribution, but is too narrow where few pairs are discordant, and
+    of no width where none is: decisions rest on the interval of :func:`paired_difference`.
+    """
+    pair = np.zeros(2 * n + 1)  # of a sum s at s, negative ones from the end
+    pair[[0, 1, -1]] = np.array([n - more - fewer, more, fewer]) / n
+    chance = np.fft.fftshift(np.fft.ifft(np.fft.fft(pair) ** n).real)  # of -n, ..., n
+    tail = (1 - CONFIDENCE) / 2
+    below, above = (int(np.argmax(side.cumsum() >= tail)) for side in (chance, chance[::-1]))
+    return below / n - 1, 1 - above / n
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust the p-values of one family of tests, in their order.
+
+    Holm's step-down method ("A simple sequentially rejective multiple test procedure", 1979): what
+    stays below 5 % holds with at most 5 % chance of one false claim in the family, whatever the
+    tests have to do with each other.  (statsmodels' ``multipletests`` collects garbage in every
+    call, which takes longer than all of a report's tests.)
+    """
+    given = np.asarray(p_values, dtype=float)
+    order = np.argsort(given, kind="stable")
+    steps = np.maximum.accumulate(given[order] * np.arange(given.size, 0, -1))
+    adjusted = np.empty_like(given)
+    adjusted[order] = steps.clip(max=1.0)
+    return [float(p) for p in adjusted]
+
+
+def _adjusted(more: int, fewer: int, n: int) -> tuple[float, float]:
+    """Difference and standard error after adding 1/2 to every cell of the 2 x 2 table."""
     total = n + 2
     b, c = (more + 0.5) / total, (fewer + 0.5) / total
-    center = b - c
-    reach = float(norm.ppf(0.5 + CONFIDENCE / 2)) * np.sqrt((b + c - center**2) / total)
-    low, high = min(observed, center - reach), max(observed, center + reach)
-    return PairedDifference(
-        observed, n, max(-1.0, float(low)), min(1.0, float(high)), float(p_value), more, fewer
-    )
+    return b - c, math.sqrt((b + c - (b - c) ** 2) / total)
+
+
+def noninferiority(treated: ArrayLike, control: ArrayLike, margin: float) -> NonInferiority:
+    """Test on the same samples whether treating loses less than ``margin`` of a proportion.
+
+    The test inverts the interval of :func:`paired_difference`, so that the two never disagree:
+    non-inferiority is shown at one-sided 2.5 % when the 95 % interval lies above ``-margin``.
+
+    Raises
+    ------
+    ValueError
+        If the margin is not between 0 and 1, or the samples are not paired.
+    """
+    if not 0 < margin < 1:
+        raise ValueError(f"margin {margin} must lie between 0 and 1: a share that may be lost.")
+    difference = paired_difference(treated, control)
+    center, error = _adjusted(difference.more, difference.fewer, difference.n)
+    return NonInferiority(difference, margin, float(norm.sf((center + margin) / error)))
+
+
+def pairs_needed(
+    margin: float, *, discordant: float, power: float = 0.8, alpha: float = 0.05
+) -> int:
+    """Samples for a paired non-inferiority test that finds no loss where there is none.
+
+    ``discordant`` is the share of samples that the treatment changes either way.  Normal
+    approximation, one-sided ``alpha``: n = (z_alpha + z_power)^2 discordant / margin^2.
+
+    >>> pairs_needed(0.02, discordant=0.05)
+    773
+
+    Raises
+    ------
+    ValueError
+        If a share does not lie between 0 and 1.
+    """
+    for name, share in {
+        "margin": margin, "discordant": discordant, "power": power, "alpha": alpha
+    }.items():  # fmt: skip
+        if not 0 < share < 1:
+            raise ValueError(f"{name} {share} must lie between 0 and 1.")
+    reach = float(norm.ppf(1 - alpha) + norm.ppf(power))
+    return math.ceil(reach**2 * discordant / margin**2)
+
+
+def corrected_proportion(positive: ArrayLike, judge: Accuracy) -> Estimate:
+    """Correct a rate for the errors of the judge that counted it.
+
+    The value is Rogan and Gladen's ("Estimating prevalence from the results of a screening
+    test", 1978), cut to [0, 1]; the interval is Lang and Reiczigel's ("Confidence limits for
+    prevalence of disease adjusted for estimated sensitivity and specificity", 2014), which
+    carries the uncertainty of the judge's accuracy as well as that of the sample.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to count, or the judge is no better than chance.
+    """
+    flags = np.asarray(positive, dtype=bool)
+    n, observed = int(flags.size), proportion(flags).value
+    youden = judge.sensitivity + judge.specificity - 1
+    if youden <= 0:
+        raise ValueError(
+            f"a judge of sensitivity {judge.sensitivity} and specificity {judge.specificity} is "
+            "no better than chance; no rate can be recovered from it. Use another judge."
+        )
+    value = min(1.0, max(0.0, (observed + judge.specificity - 1) / youden))
+    z = float(norm.ppf(0.5 + CONFIDENCE / 2))
+    sensitivity, of_sensitivity = _shrunk(judge.sensitivity, judge.positives)
+    specificity, of_specificity = _shrunk(judge.specificity, judge.negatives)
+    share = (observed * n + z**2 / 2) / (n + z**2)
+    youden = sensitivity + specificity - 1
+    center = (share + specificity - 1) / youden
+    variance = (
+        share * (1 - share) / (n + z**2)
+        + center**2 * of_sensitivity
+        + (1 - center) ** 2 * of_specificity
+    ) / youden**2
+    center += 2 * z**2 * (center * of_sensitivity - (1 - center) * of_specificity)
+    low, high = (center + sign * z * math.sqrt(variance) for sign in (-1, 1))
+    return Estimate(value, n, max(0.0, min(value, low)), min(1.0, max(value, high)))
+
+
+def _shrunk(share: float, n: int | None) -> tuple[float, float]:
+    """A share after adding one success and one failure, and its variance."""
+    if n is None:
+        return share, 0.0
+    value = (share * n + 1) / (n + 2)
+    return value, value * (1 - value) / (n + 2)
