@@ -23,6 +23,8 @@ class Tiny:
     processor: Any
     pictured: list[Any]
     plain: list[Any]
+    varied: list[Any]
+    """With pictures of other sizes than the lab's, one and two of them."""
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +74,12 @@ def tiny_of(name: str) -> Tiny:
         if example.scene is not None
     ]
     plain = [Request(example.turns[0][0]) for example in text[:6]]
-    return Tiny(model.eval(), processor, pictured, plain)
+    first, second = (request.images[0] for request in pictured[:2])
+    varied = [
+        Request(pictured[0].text, (first.resize((170, 96)),)),
+        Request(pictured[1].text, (first.resize((96, 190)), second)),
+    ]
+    return Tiny(model.eval(), processor, pictured, plain, varied)
 
 
 @pytest.fixture(scope="session")

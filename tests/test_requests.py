@@ -14,7 +14,7 @@ from transformers import Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from hauberk.blank import BLANK_KINDS, blank_image
-from hauberk.lab.build import CHAT_TEMPLATE
+from hauberk.lab.build import FAMILIES
 from hauberk.requests import (
     Request,
     blank_twin,
@@ -228,7 +228,7 @@ def test_a_processor_that_reads_the_pictures_row_by_row_is_given_them_so(tiny):
         Gemma3ImageProcessorPil(size={"height": 8, "width": 8}),
         tokenizer,
         image_seq_length=4,
-        chat_template=CHAT_TEMPLATE.replace("<image>", "<boi>"),
+        chat_template=FAMILIES["lab-llava"].chat.template.replace("<image>", "<boi>"),
     )
     colors = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     requests = [Request("two", colors[:2]), Request("none"), Request("one", colors[2:])]

@@ -149,7 +149,13 @@ def sample_shifts(
     found = []
     for start in range(0, len(requests), batch_size):
         inputs = encode(processor, requests[start : start + batch_size]).to(model.device)
-        found.append(twins.shifts(inputs["input_ids"], inputs["attention_mask"]).cpu())
+        found.append(
+            twins.shifts(
+                inputs["input_ids"],
+                inputs["attention_mask"],
+                image_grid_thw=inputs.get("image_grid_thw"),
+            ).cpu()
+        )
     return torch.cat(found)
 
 
@@ -323,6 +329,7 @@ class _Session:
         if shift.setting.level == "sample":
             assert shift.processor is not None  # checked by Shift
             self.twins = TwinStates(model, shift.processor, shift.setting.blank)
+        self.video: int | None = getattr(model.config, "video_token_id", None)
         self.rows: Tensor | None = None
         """Rows with an image; None while nothing is to be edited."""
         self.where = torch.empty(0, 0, dtype=torch.bool)
@@ -347,7 +354,7 @@ class _Session:
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0 and not self._continues(ids, cache):
-            self._read_prompt(ids, kwargs.get("attention_mask"))
+            self._read_prompt(ids, kwargs)
             self.cache = None if cache is None else ref(cache)
         elif past and not self._follows(ids, past, cache):
             raise UnsupportedRequest(
@@ -381,9 +388,17 @@ class _Session:
             rows, positions = where.nonzero(as_tuple=True)
             self.where, self.spots = where, (rows, positions)
 
-    def _read_prompt(self, ids: Tensor, mask: Tensor | None) -> None:
+    def _read_prompt(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
         self.rows = None  # the twins run through the same blocks, unedited
+        if self.video is not None and (ids == self.video).any():
+            raise UnsupportedRequest(
+                "CMRM undoes what a picture does, and this prompt holds a video; give single "
+                "frames of it as pictures, or answer it undefended."
+            )
         pictured = (ids == self.anatomy.image_token_id).any(1)
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, dict):  # by kind of attention; None where nothing is hidden
+            mask = next((kind for kind in mask.values() if kind is not None), None)
         mask = torch.ones_like(ids) if mask is None else mask
         self.prompt, self.length = ids, ids.shape[1]
         if not pictured.any():
@@ -396,7 +411,13 @@ class _Session:
                 "out cache_implementation), and give the mask that the processor made."
             )
         if self.twins is not None:
-            self.added = composed(self.twins.shifts(ids, mask), self.setting)
+            shifts = self.twins.shifts(
+                ids,
+                mask,
+                image_grid_thw=kwargs.get("image_grid_thw"),
+                position_ids=kwargs.get("position_ids"),
+            )
+            self.added = composed(shifts, self.setting)
         positions = torch.arange(ids.shape[1], device=ids.device)
         attended = mask.bool()
         last = (attended * positions).amax(1, keepdim=True)
