@@ -19,10 +19,14 @@ settings.load_profile("steady")
 class Tiny:
     """A model, its processor, and requests it can read."""
 
+    name: str
+    """Of the family, as the lab calls it."""
     model: Any
     processor: Any
     pictured: list[Any]
     plain: list[Any]
+    varied: list[Any]
+    """With pictures of other sizes than the lab's, one and two of them."""
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +39,19 @@ def tiny() -> Tiny:
 def any_tiny(request: pytest.FixtureRequest) -> Tiny:
     """A tiny model of every family of the lab in turn, with the same requests."""
     return tiny_of(request.param)
+
+
+@pytest.fixture
+def ending(any_tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the answers of ``any_tiny`` end, early or late, at one of these tokens."""
+    from hauberk.requests import encode
+
+    model, requests = any_tiny.model, any_tiny.pictured + any_tiny.plain
+    arguments = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    said = model.generate(**encode(any_tiny.processor, requests), **arguments)[:, -12:].tolist()
+    ends = [answer[3 * index % 12] for index, answer in enumerate(said[::2])]
+    monkeypatch.setattr(model.generation_config, "eos_token_id", ends)
+    return ends
 
 
 @cache
@@ -72,7 +89,12 @@ def tiny_of(name: str) -> Tiny:
         if example.scene is not None
     ]
     plain = [Request(example.turns[0][0]) for example in text[:6]]
-    return Tiny(model.eval(), processor, pictured, plain)
+    first, second = (request.images[0] for request in pictured[:2])
+    varied = [
+        Request(pictured[0].text, (first.resize((170, 96)),)),
+        Request(pictured[1].text, (first.resize((96, 190)), second)),
+    ]
+    return Tiny(name, model.eval(), processor, pictured, plain, varied)
 
 
 @pytest.fixture(scope="session")

@@ -13,21 +13,21 @@ from transformers import (
 from hauberk import anatomy
 from hauberk.anatomy import FAMILIES, Family, anatomy_of
 from hauberk.errors import HauberkError, LayerOutOfRange, UnknownFamily
+from hauberk.requests import encode
 
 CLIP = {"clip_vision_model": "fixed"}
 
 
-def test_the_blocks_are_the_decoder_s_and_not_those_of_the_vision_tower(tiny):
-    found = anatomy_of(tiny.model)
-    assert len(found.blocks) == tiny.model.config.text_config.num_hidden_layers == 4
-    assert tiny.model.config.vision_config.num_hidden_layers == 5
+def test_the_blocks_are_the_decoder_s_and_not_those_of_the_vision_tower(any_tiny):
+    found = anatomy_of(any_tiny.model)
+    assert len(found.blocks) == any_tiny.model.config.text_config.num_hidden_layers == 4
     inside = {id(module) for module in found.vision_tower.modules()}
     assert not inside & {id(block) for block in found.blocks}
 
 
 @torch.no_grad()
-def test_the_decoder_runs_its_blocks_in_order_on_states_of_the_hidden_size(tiny):
-    found = anatomy_of(tiny.model)
+def test_the_decoder_runs_its_blocks_in_order_on_states_of_the_hidden_size(any_tiny):
+    found = anatomy_of(any_tiny.model)
     ran = []
     hooks = [
         block.register_forward_hook(lambda *_, index=index: ran.append(index))
@@ -40,19 +40,33 @@ def test_the_decoder_runs_its_blocks_in_order_on_states_of_the_hidden_size(tiny)
 
 
 @torch.no_grad()
-def test_tower_and_projector_are_the_ones_that_pixels_go_through(tiny):
-    found = anatomy_of(tiny.model)
-    side = tiny.model.config.vision_config.image_size
-    patches = found.vision_tower(torch.zeros(1, 3, side, side)).last_hidden_state[:, 1:]
-    assert found.projector(patches).shape == (1, 16, found.hidden_size)
-    features = tiny.model.get_image_features(pixel_values=torch.zeros(1, 3, side, side))
-    expected = torch.cat(list(features.pooler_output)).reshape(1, 16, -1)
-    torch.testing.assert_close(found.projector(patches), expected)
+def test_what_the_projector_makes_of_the_tower_s_states_is_what_the_decoder_is_given(any_tiny):
+    found = anatomy_of(any_tiny.model)
+    inputs = encode(any_tiny.processor, any_tiny.pictured[:1])
+    pixels = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
+
+    def features():
+        made = any_tiny.model.get_image_features(**pixels).pooler_output
+        return torch.cat(list(made)).reshape(-1, found.hidden_size)
+
+    plain = features()
+    assert len(plain) == (inputs["input_ids"] == found.image_token_id).sum()
+    with found.projector.register_forward_hook(lambda _module, _inputs, made: made + 3):
+        torch.testing.assert_close(features(), plain + 3)
+    first = next(module for module in found.vision_tower.modules() if hasattr(module, "weight"))
+    with first.register_forward_hook(lambda _module, _inputs, made: 0 * made):
+        assert not torch.allclose(features(), plain, atol=1e-2)
 
 
-def test_the_image_token_is_the_one_that_the_processor_writes(tiny):
-    token = tiny.processor.tokenizer.convert_tokens_to_ids(tiny.processor.image_token)
-    assert anatomy_of(tiny.model).image_token_id == token
+def test_the_layout_of_the_pixels_is_that_of_the_family(any_tiny):
+    layouts = {"llava": "fixed", "qwen2_5_vl": "flat", "internvl": "tiles"}
+    found = anatomy_of(any_tiny.model)
+    assert found.layout == layouts[found.family]
+
+
+def test_the_image_token_is_the_one_that_the_processor_writes(any_tiny):
+    token = any_tiny.processor.tokenizer.convert_tokens_to_ids(any_tiny.processor.image_token)
+    assert anatomy_of(any_tiny.model).image_token_id == token
 
 
 @pytest.mark.parametrize("layers", [(), (0,), (3,), (0, 1, 2, 3)])
@@ -76,7 +90,7 @@ def test_a_model_without_a_row_in_the_table_is_refused_by_name():
     config = LlamaConfig(
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
     )
-    with pytest.raises(UnknownFamily, match=r"'llama' \(LlamaForCausalLM\).*\['llava'\].*FAMILIES"):
+    with pytest.raises(UnknownFamily, match=r"'llama' \(LlamaForCausalLM\).*'llava'.*FAMILIES"):
         anatomy_of(LlamaForCausalLM(config))
 
 

@@ -94,13 +94,13 @@ def test_nothing_stays_behind_after_an_error(where):
 
 
 @torch.no_grad()
-def test_a_recording_of_a_model_equals_its_hidden_states_but_for_the_final_norm(tiny):
-    inputs = encode(tiny.processor, tiny.plain[:2])
-    blocks = anatomy_of(tiny.model).blocks
+def test_a_recording_of_a_model_equals_its_hidden_states_but_for_the_final_norm(any_tiny):
+    inputs = encode(any_tiny.processor, any_tiny.plain[:2])
+    blocks = anatomy_of(any_tiny.model).blocks
     with recording(blocks, torch.clone) as seen:
-        shown = tiny.model(**inputs, output_hidden_states=True).hidden_states
+        shown = any_tiny.model(**inputs, output_hidden_states=True).hidden_states
     for index in range(len(blocks) - 1):
         assert torch.equal(seen[index][0], shown[index + 1])
     assert not torch.allclose(seen[-1][0], shown[-1])
-    norm = anatomy_of(tiny.model).decoder.norm
+    norm = anatomy_of(any_tiny.model).decoder.norm
     torch.testing.assert_close(norm(seen[-1][0]), shown[-1])

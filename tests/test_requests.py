@@ -14,7 +14,7 @@ from transformers import Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from hauberk.blank import BLANK_KINDS, blank_image
-from hauberk.lab.build import CHAT_TEMPLATE
+from hauberk.lab.build import FAMILIES
 from hauberk.requests import (
     Request,
     blank_twin,
@@ -37,9 +37,15 @@ def texts(responses):
 
 
 @pytest.fixture(scope="module")
+def tiny(any_tiny):
+    return any_tiny
+
+
+@pytest.fixture(scope="module")
 def mixed(tiny):
-    """Requests with and without a picture in turn, of all lengths."""
-    return [r for pair in zip(tiny.pictured, tiny.plain, strict=False) for r in pair]
+    """Requests with and without pictures in turn, of all lengths, numbers and sizes."""
+    pairs = zip(tiny.pictured, tiny.plain, strict=False)
+    return [*(request for pair in pairs for request in pair), *tiny.varied]
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +186,12 @@ def test_every_picture_of_a_request_is_shown_before_the_text(tiny, number):
     colors = ("red", "green", "blue")[:number]
     images = [Image.new("RGB", (96, 96), color) for color in colors]
     prompt = prompt_of(tiny.processor, Request("what is this ?", images))
-    placeholder = "<image>\n"
-    assert prompt == f"<s>USER: {number * placeholder}what is this ? ASSISTANT:"
+    chat = FAMILIES[tiny.name].chat
+    shown = f"{chat.user}{number * chat.image}what is this ?{chat.assistant}"
+    assert prompt == chat.begin + shown
     ids = encode(tiny.processor, [Request("what is this ?", images)])["input_ids"]
-    assert (ids == tiny.model.config.image_token_id).sum() == 16 * number
+    patches = 16 // FAMILIES[tiny.name].merged
+    assert (ids == tiny.model.config.image_token_id).sum() == patches * number
 
 
 @torch.no_grad()
@@ -216,6 +224,7 @@ def test_a_picture_of_any_mode_is_read_as_its_colours(tiny, mode):
     assert torch.equal(shown["pixel_values"], expected["pixel_values"])
 
 
+@pytest.mark.parametrize("any_tiny", ["lab-llava"], indirect=True)
 def test_a_processor_that_reads_the_pictures_row_by_row_is_given_them_so(tiny):
     """Gemma 3 compares their number with each prompt's own placeholders."""
     tokenizer = copy.deepcopy(tiny.processor.tokenizer)
@@ -228,7 +237,7 @@ def test_a_processor_that_reads_the_pictures_row_by_row_is_given_them_so(tiny):
         Gemma3ImageProcessorPil(size={"height": 8, "width": 8}),
         tokenizer,
         image_seq_length=4,
-        chat_template=CHAT_TEMPLATE.replace("<image>", "<boi>"),
+        chat_template=FAMILIES["lab-llava"].chat.template.replace("<image>", "<boi>"),
     )
     colors = [Image.new("RGB", (8, 8), color) for color in ("red", "green", "blue")]
     requests = [Request("two", colors[:2]), Request("none"), Request("one", colors[2:])]
@@ -240,6 +249,7 @@ def test_a_processor_that_reads_the_pictures_row_by_row_is_given_them_so(tiny):
     assert "pixel_values" not in encode(processor, [Request("none"), Request("none")])
 
 
+@pytest.mark.parametrize("any_tiny", ["lab-llava"], indirect=True)
 def test_the_beginning_of_text_stands_once(tiny):
     inputs = encode(tiny.processor, [tiny.pictured[0], tiny.plain[0]])
     assert ((inputs["input_ids"] == tiny.processor.tokenizer.bos_token_id).sum(1) == 1).all()

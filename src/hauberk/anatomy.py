@@ -35,6 +35,10 @@ FAMILIES = {
         "model.multi_modal_projector",
         {"clip_vision_model": "fixed", "siglip_vision_model": "fixed"},
     ),
+    "qwen2_5_vl": Family("model.visual", "model.visual.merger", {"qwen2_5_vl_vision": "flat"}),
+    "internvl": Family(
+        "model.vision_tower", "model.multi_modal_projector", {"internvl_vision": "tiles"}
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from hauberk.blank import BlankKind, blank_image
+from hauberk.decoding import greedy
 from hauberk.errors import UnsupportedRequest
 
 if TYPE_CHECKING:
@@ -267,12 +268,16 @@ def _respond(
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     generate: Any = model.generate
-    generated = generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = generated[:, inputs["input_ids"].shape[1] :]
-    texts = processor.batch_decode(new, skip_special_tokens=True)
+    answers = generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        custom_generate=greedy,
+    )
+    texts = processor.batch_decode(answers, skip_special_tokens=True)
     seconds = (time.perf_counter() - started) / len(requests)
-    padding = processor.tokenizer.pad_token_id
-    counts = (new != padding).sum(1).tolist()
     return [
-        Response(text.strip(), count, seconds) for text, count in zip(texts, counts, strict=True)
+        Response(text.strip(), len(answer), seconds)
+        for text, answer in zip(texts, answers, strict=True)
     ]

@@ -5,20 +5,23 @@ For a prompt x with an image, and img' a meaningless image of the same size,
     v[l](x) = h[l](x) - h[l](x, img')        at the last prompt position of decoder block l,
 
 the "shifting vector" of CMRM (arXiv:2410.09047, Eq. 4; we add it, which moves towards text).
-Taken literally that is two more prefills a prompt.  Where the image stands before the text, all
-blank twins begin with the same tokens, so their key/value cache is computed once and reused;
-what is left of a blank twin is as short as a text twin, and both run in one batch.
+Taken literally that is two more prefills a prompt.  Where the image stands before the text, the
+blank twins of all pictures of one size begin with the same tokens, so their key/value cache is
+computed once and reused; what is left of a blank twin is as short as a text twin.
 """
 
+import re
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from math import prod
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from hauberk.anatomy import anatomy_of
@@ -28,7 +31,22 @@ from hauberk.hooks import recording
 from hauberk.requests import Request, encode, mean_color, prompt_of, text_twin
 
 _PROBE = "how do i open it ?"
+_PROBE_SIZE = 32, 32
 _KEPT_PREFIXES = 8
+
+Grid = tuple[int, ...]
+"""Frames, rows and columns of the tokens of one picture, where pictures are flat patches."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Prefix:
+    """What blank twins begin with, up to the last image token, as the decoder remembers it."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values of every block, each (1, heads, length, head size)."""
+    length: int
+    next_position: int
+    """Of the token after it: less than the length where a picture has positions in rows."""
 
 
 class TwinStates:
@@ -37,14 +55,14 @@ class TwinStates:
     Parameters
     ----------
     model, processor : as loaded; the processor must be the one the prompts were made with
-    blank : what the meaningless image shows; noise is drawn once, and is the same noise in every
-        place of every request
+    blank : what the meaningless image shows; noise is drawn at the size at which the model sees a
+        picture, and is the same in every place of every request
 
     Raises
     ------
     UnsupportedRequest
-        If a blank picture does not stand for every picture of any size (another layout than
-        ``fixed``), or if the text twin cannot be read off a tokenized prompt, because the chat
+        If the model has no image tokens (cross-attention), if the processor has no one size for
+        its squares, or if the text twin cannot be read off a tokenized prompt, because the chat
         template does not simply insert text where an image stands or the tokenizer hides where.
     """
 
@@ -53,60 +71,126 @@ class TwinStates:
     ) -> None:
         self.model, self.processor, self.blank = model, processor, blank
         self.anatomy = anatomy_of(model)
-        if self.anatomy.layout != "fixed":
+        if self.anatomy.layout == "cross":
             raise UnsupportedRequest(
-                f"blank twins of {self.anatomy.layout!r} pixel layouts are not built yet; "
-                "use level: dataset."
+                "blank twins of models that look at pictures by cross-attention are not built "
+                "yet; use level: dataset."
             )
+        self.square = _input_size(processor) if self.anatomy.layout != "flat" else None
         tokenizer = processor.tokenizer
         self.token = tokenizer.convert_ids_to_tokens(self.anatomy.image_token_id)
         self._added_ids = frozenset(tokenizer.added_tokens_decoder)
-        probe = Request(_PROBE, (blank_image(_input_size(processor)),))
-        without, shown = (
-            encode(processor, [request])["input_ids"][0].tolist()
-            for request in (text_twin(probe), probe)
-        )
-        self.tokens_per_image = shown.count(self.anatomy.image_token_id)
+        probe = Request(_PROBE, (Image.new("RGB", _PROBE_SIZE),))
+        without, shown = (encode(processor, [request]) for request in (text_twin(probe), probe))
+        ids = shown["input_ids"][0].tolist()
+        self.tokens_a_square = ids.count(self.anatomy.image_token_id) // len(shown["pixel_values"])
         self.inserted = _inserted_by_image(processor, self.token)
-        if self._text_twin(shown) != without:
+        written = self._written_for_image(probe.images[0])
+        self._picture = re.compile(
+            re.escape(self.inserted.replace(self.token, written)).replace(
+                re.escape(self.token), f"(?:{re.escape(self.token)})+"
+            )
+        )
+        if self._text_twin(ids) != without["input_ids"][0].tolist():
             raise UnsupportedRequest(
                 f"read off the ids of {prompt_of(processor, probe)!r}, the prompt without the "
                 f"picture is not {prompt_of(processor, text_twin(probe))!r}: "
                 f"{_named(tokenizer)} does not tell such templates' spaces apart. "
                 "Use level: dataset."
             )
-        self._prefixes: OrderedDict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[tuple[int, ...], tuple[Grid, ...]], _Prefix] = (
+            OrderedDict()
+        )
 
     @torch.no_grad()
-    def shifts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def shifts(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        *,
+        image_grid_thw: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Tensor:
         """Compute v for every row of a batch.
 
         Parameters
         ----------
         input_ids, attention_mask : (rows, positions) int64, padded on either side
             Prompts with expanded image tokens.  Rows without an image get zeros.
+        image_grid_thw : (pictures, 3) int64, as the processor made it
+        position_ids : (3 or 4, rows, positions) int64, as ``generate`` makes them
+            Where pictures are flat patches (Qwen-VL), one of the two tells their heights and
+            widths; elsewhere neither is looked at.
 
         Returns
         -------
         Tensor (rows, blocks, hidden size), float32, on the model's device
+
+        Raises
+        ------
+        UnsupportedRequest
+            If the twins of a prompt cannot be made from what is given.
         """
-        rows = [
-            ids[kept.bool()].tolist() for ids, kept in zip(input_ids, attention_mask, strict=True)
-        ]
-        image = self.anatomy.image_token_id
+        image, kept = self.anatomy.image_token_id, attention_mask.bool()
+        rows = [ids[mask].tolist() for ids, mask in zip(input_ids, kept, strict=True)]
         size = (len(rows), len(self.anatomy.blocks), self.anatomy.hidden_size)
         found = torch.zeros(size, device=input_ids.device)
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, ids in enumerate(rows):
-            if image in ids:
-                after = len(ids) - ids[::-1].index(image)
-                groups.setdefault(tuple(ids[:after]), []).append(index)
-        for prefix, members in groups.items():
-            texts = [self._text_twin(rows[index]) for index in members]
-            blanks = [rows[index][len(prefix) :] for index in members]
-            with_text, with_blank = self._last_states(prefix, texts, blanks)
-            found[members] = with_text - with_blank
+        pictured = [index for index, ids in enumerate(rows) if image in ids]
+        if not pictured:
+            return found
+        runs = [_runs(ids, image) for ids in rows]
+        grids: list[tuple[Grid, ...]] = [()] * len(rows)
+        if self.anatomy.layout == "flat":
+            axes = None
+            if position_ids is not None and position_ids.ndim == 3:
+                axes = [position_ids[-3:, row, mask] for row, mask in enumerate(kept)]
+            grids = self._grids(runs, image_grid_thw, axes)
+        texts, blanks, prefixes = [], [], []
+        for index in pictured:
+            ids, after = rows[index], runs[index][-1].stop
+            if after == len(ids):
+                raise UnsupportedRequest(
+                    "a prompt ends with its picture, where a shift is read at the text after it; "
+                    "render prompts with add_generation_prompt=True."
+                )
+            texts.append(self._text_twin(ids))
+            blanks.append(ids[after:])
+            prefixes.append(self._prefix(tuple(ids[:after]), grids[index]))
+        found[pictured] = self._last_states(texts) - self._last_states(blanks, prefixes)
         return found
+
+    def _grids(
+        self, runs: list[list[range]], thw: Tensor | None, axes: list[Tensor] | None
+    ) -> list[tuple[Grid, ...]]:
+        """Tell the grid of every run of image tokens, from either of what may be known of it."""
+        every: list[Grid] = []
+        if thw is not None:
+            every = self._in_tokens(thw)
+        elif axes is not None:
+            for row, places in zip(runs, axes, strict=True):
+                every += [_extent(places[:, run.start : run.stop]) for run in row]
+        tokens = [len(run) for row in runs for run in row]
+        if [prod(grid) for grid in every] != tokens:
+            raise UnsupportedRequest(
+                f"pictures of {tokens} tokens stand in the prompts, where image_grid_thw or "
+                f"position_ids tell of grids of {every}; call the model with all that its "
+                "processor made of these prompts."
+            )
+        remaining = iter(every)
+        return [tuple(islice(remaining, len(row))) for row in runs]
+
+    def _in_tokens(self, thw: Tensor) -> list[Grid]:
+        """Turn grids of patches into grids of tokens."""
+        merged = self.processor.image_processor.merge_size
+        return [(frames, high // merged, wide // merged) for frames, high, wide in thw.tolist()]
+
+    def _written_for_image(self, picture: Image.Image) -> str:
+        """What the processor makes of one image token of the template, the repeated one once."""
+        inputs = self.processor(
+            text=[self.token], images=[[picture]], add_special_tokens=False, return_tensors="pt"
+        )
+        written = self._prompt(inputs["input_ids"][0].tolist())
+        return re.sub(f"(?:{re.escape(self.token)})+", lambda _: self.token, written)
 
     def _text_twin(self, ids: list[int]) -> list[int]:
         """Tokenize the prompt anew as if there had been no image."""
@@ -117,8 +201,7 @@ class TwinStates:
                 f"that it decodes from them ({prompt[-60:]!r}); a shift per sample needs that. "
                 "Use level: dataset."
             )
-        expanded = self.inserted.replace(self.token, self.token * self.tokens_per_image)
-        twin = prompt.replace(expanded, "")
+        twin = self._picture.sub("", prompt)
         if self.token in twin:
             raise UnsupportedRequest(
                 f"image tokens stand in the prompt other than as {self.inserted!r}, which the "
@@ -160,68 +243,95 @@ class TwinStates:
         found: list[int] = self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         return found
 
-    def _last_states(
-        self, prefix: tuple[int, ...], texts: list[list[int]], blanks: list[list[int]]
-    ) -> tuple[Tensor, Tensor]:
-        """Run text twins and the rests of blank twins as one batch; (n, blocks, d) of each."""
-        cached = self._prefix(prefix)
-        device = cached[0][0].device
-        tails, past = [*texts, *blanks], len(prefix)
-        width, count = max(map(len, tails)), len(texts)
-        ids = torch.zeros(len(tails), width, dtype=torch.long)
-        mask = torch.zeros(len(tails), past + width, dtype=torch.long)
-        mask[count:, :past] = 1  # text twins do not see the prefix
+    def _last_states(self, tails: list[list[int]], prefixes: Sequence[_Prefix] = ()) -> Tensor:
+        """Run one batch of tokens, each row after its prefix if there are any; (n, blocks, d)."""
+        count, width = len(tails), max(map(len, tails))
+        past = max((prefix.length for prefix in prefixes), default=0)
+        ids = torch.zeros(count, width, dtype=torch.long)
+        mask = torch.zeros(count, past + width, dtype=torch.long)
         for row, tail in enumerate(tails):
             ids[row, width - len(tail) :] = torch.tensor(tail)
             mask[row, past + width - len(tail) :] = 1
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, past:]
-        cache = DynamicCache()
-        for layer, (keys, values) in enumerate(cached):
-            shape = (len(tails), -1, -1, -1)
-            cache.update(keys.expand(shape), values.expand(shape), layer)
-        embeddings = self.model.get_input_embeddings()(ids.to(device))
-        with self._recorded() as seen:
+        positions = (mask[:, past:].cumsum(1) - 1).clamp(min=0)
+        for row, prefix in enumerate(prefixes):
+            mask[row, past - prefix.length : past] = 1
+            positions[row] += prefix.next_position
+        device = self.model.device
+        with recording(self.anatomy.blocks, lambda states: states[:, -1].float()) as seen:
             self.anatomy.decoder(
-                inputs_embeds=embeddings,
+                inputs_embeds=self.model.get_input_embeddings()(ids.to(device)),
                 attention_mask=mask.to(device),
-                position_ids=positions.to(device),
-                past_key_values=cache,
-                use_cache=True,
+                position_ids=positions.to(device),  # the same on all axes, if there are three
+                past_key_values=_stacked(prefixes, past),
+                use_cache=bool(prefixes),
             )
-        states = torch.stack([outputs[0] for outputs in seen], dim=1)
-        return states[:count], states[count:]
+        return torch.stack([outputs[0] for outputs in seen], dim=1)
 
-    def _prefix(self, prefix: tuple[int, ...]) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of a prompt up to its last image token, every image blank."""
-        if prefix not in self._prefixes:
-            ids = torch.tensor([prefix], device=self.model.device)
-            cache = DynamicCache()
-            self.model.model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                past_key_values=cache,
-                use_cache=True,
-                **self._blank_pixels(prefix),
-            )
-            layers: list[Any] = cache.layers
-            self._prefixes[prefix] = [(layer.keys, layer.values) for layer in layers]
+    def _prefix(self, ids: tuple[int, ...], grids: tuple[Grid, ...]) -> _Prefix:
+        """Read the beginning of a prompt, every image blank, unless it was read lately."""
+        key = ids, grids
+        if key not in self._prefixes:
+            self._prefixes[key] = self._read(ids, grids)
             while len(self._prefixes) > _KEPT_PREFIXES:
                 self._prefixes.popitem(last=False)
-        self._prefixes.move_to_end(prefix)
-        return self._prefixes[prefix]
+        self._prefixes.move_to_end(key)
+        return self._prefixes[key]
 
-    def _blank_pixels(self, prefix: Sequence[int]) -> dict[str, Tensor]:
-        images = prefix.count(self.anatomy.image_token_id) // self.tokens_per_image
-        size = _input_size(self.processor)
-        blank = blank_image(size, self.blank, mean=mean_color(self.processor))
-        pixels = self.processor.image_processor([blank], return_tensors="pt")["pixel_values"]
-        pixels = pixels.to(self.model.device, self.model.dtype)
-        return {"pixel_values": pixels.expand(images, -1, -1, -1)}
+    def _read(self, ids: tuple[int, ...], grids: tuple[Grid, ...]) -> _Prefix:
+        inputs = {
+            "input_ids": torch.tensor([ids], device=self.model.device),
+            **self._blank_pixels(ids, grids),
+        }
+        core: Any = self.model.model
+        if grids:
+            # Given positions, the model does not touch those it keeps for the prompt in hand.
+            kinds = (inputs["input_ids"] == self.anatomy.image_token_id).int()
+            positions, _ = core.get_rope_index(mm_token_type_ids=kinds, **inputs)
+        else:
+            positions = torch.arange(len(ids), device=self.model.device).unsqueeze(0)
+        cache = DynamicCache()
+        core(
+            **inputs,
+            attention_mask=torch.ones_like(inputs["input_ids"]),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        layers: list[Any] = cache.layers
+        kept = [(layer.keys, layer.values) for layer in layers]
+        return _Prefix(kept, len(ids), int(positions.max()) + 1)
 
-    @contextmanager
-    def _recorded(self) -> Iterator[list[list[Tensor]]]:
-        with recording(self.anatomy.blocks, lambda states: states[:, -1].float()) as seen:
-            yield seen
+    def _blank_pixels(self, ids: Sequence[int], grids: tuple[Grid, ...]) -> dict[str, Tensor]:
+        """Blank pictures that take the place of those in ``ids``, as the model takes them."""
+        if grids:
+            images = self.processor.image_processor
+            side = images.patch_size * images.merge_size
+            made = self._blanks([(columns * side, rows * side) for _, rows, columns in grids])
+            if self._in_tokens(made["image_grid_thw"]) != list(grids):
+                raise UnsupportedRequest(
+                    f"blank pictures of {self._in_tokens(made['image_grid_thw'])} tokens cannot "
+                    f"stand for those of the prompt, {list(grids)}; give every picture through "
+                    "the processor of this defense, or use level: dataset."
+                )
+            return made
+        assert self.square is not None  # known where there are no grids
+        squares = ids.count(self.anatomy.image_token_id) // self.tokens_a_square
+        tiles = max(map(len, _runs(ids, self.anatomy.image_token_id))) // self.tokens_a_square
+        if self.anatomy.layout == "tiles" and tiles > 1 and self.blank in ("uniform", "gaussian"):
+            raise UnsupportedRequest(
+                f"{self.blank} noise cut into {tiles} tiles is not the same as in one, and their "
+                "order cannot be told from a prompt; use blank: white, black or mean."
+            )
+        made = self._blanks([self.square])
+        return {"pixel_values": made["pixel_values"][:1].expand(squares, -1, -1, -1)}
+
+    def _blanks(self, sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """Process blank pictures of these widths and heights in pixels."""
+        mean = mean_color(self.processor)
+        blanks = [blank_image(size, self.blank, mean=mean) for size in sizes]
+        made = self.processor.image_processor(blanks, return_tensors="pt")
+        made["pixel_values"] = made["pixel_values"].to(self.model.dtype)
+        return dict(made.to(self.model.device))
 
 
 @torch.no_grad()
@@ -260,6 +370,35 @@ def _inserted_by_image(processor: ProcessorMixin, token: str) -> str:
         f"{with_image!r} against {without!r}; a shift per sample needs an inserted image. "
         "Use level: dataset."
     )
+
+
+def _runs(ids: Sequence[int], image: int) -> list[range]:
+    """Tell where image tokens stand without a gap."""
+    runs = (list(run) for _, run in groupby(range(len(ids)), lambda place: ids[place] == image))
+    return [range(run[0], run[-1] + 1) for run in runs if ids[run[0]] == image]
+
+
+def _extent(positions: Tensor) -> Grid:
+    """Tell how far positions (axes, tokens) reach along every axis."""
+    return tuple((positions.amax(1) - positions.amin(1) + 1).tolist())
+
+
+def _stacked(prefixes: Sequence[_Prefix], length: int) -> DynamicCache | None:
+    """Put the caches of prefixes below one another, padded on the left to ``length``."""
+    if not prefixes:
+        return None
+    several = list(dict.fromkeys(prefixes))
+    rows = [several.index(prefix) for prefix in prefixes]
+
+    def stack(parts: Sequence[Tensor]) -> Tensor:
+        padded = torch.cat([pad(part, (0, 0, length - part.shape[2], 0)) for part in parts])
+        return padded[rows] if len(several) > 1 else padded.expand(len(rows), -1, -1, -1)
+
+    cache = DynamicCache()
+    for layer, pairs in enumerate(zip(*(prefix.layers for prefix in several), strict=True)):
+        keys, values = zip(*pairs, strict=True)
+        cache.update(stack(keys), stack(values), layer)
+    return cache
 
 
 def _named(tokenizer: Any) -> str:

@@ -22,7 +22,11 @@ class Defense(Protocol):
         ...
 
     def applied(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Change the model inside the ``with`` block; restored after it, also on error."""
+        """Change the model inside the ``with`` block; restored after it, also on error.
+
+        Rows whose answers have ended may leave a batch while it is decoded: what is remembered of
+        a prompt's rows is looked up through :func:`hauberk.decoding.rows_left`.
+        """
         ...
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:

@@ -36,6 +36,7 @@ from hauberk.analysis.twins import TwinStates
 from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.blank import BlankKind
 from hauberk.bundle import Binding, Card, check_binding, write_bundle
+from hauberk.decoding import rows_left
 from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.hooks import Edit, editing
 from hauberk.requests import Request, encode
@@ -149,7 +150,13 @@ def sample_shifts(
     found = []
     for start in range(0, len(requests), batch_size):
         inputs = encode(processor, requests[start : start + batch_size]).to(model.device)
-        found.append(twins.shifts(inputs["input_ids"], inputs["attention_mask"]).cpu())
+        found.append(
+            twins.shifts(
+                inputs["input_ids"],
+                inputs["attention_mask"],
+                image_grid_thw=inputs.get("image_grid_thw"),
+            ).cpu()
+        )
     return torch.cat(found)
 
 
@@ -323,12 +330,16 @@ class _Session:
         if shift.setting.level == "sample":
             assert shift.processor is not None  # checked by Shift
             self.twins = TwinStates(model, shift.processor, shift.setting.blank)
+        self.video: int | None = getattr(model.config, "video_token_id", None)
         self.rows: Tensor | None = None
-        """Rows with an image; None while nothing is to be edited."""
+        """Rows of the prompt with an image; None while nothing is to be edited."""
+        self.left = torch.empty(0, dtype=torch.long)
+        """Rows of the prompt that are still decoded."""
         self.where = torch.empty(0, 0, dtype=torch.bool)
         """Positions to edit in this pass, bool (rows, positions)."""
-        self.spots = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
-        """The same as indices: found once a pass, not once a block."""
+        self.spots = (torch.empty(0, dtype=torch.long),) * 3
+        """The same as indices, of rows and positions in this pass and of rows of the prompt: found
+        once a pass, not once a block."""
         self.added = self.fixed
         self.prompt = torch.empty(0, 0)
         self.length = 0
@@ -347,7 +358,7 @@ class _Session:
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0 and not self._continues(ids, cache):
-            self._read_prompt(ids, kwargs.get("attention_mask"))
+            self._read_prompt(ids, kwargs)
             self.cache = None if cache is None else ref(cache)
         elif past and not self._follows(ids, past, cache):
             raise UnsupportedRequest(
@@ -367,25 +378,34 @@ class _Session:
 
     def edit(self, layer: int, states: Tensor) -> Tensor:
         """Add the shift at one block: (rows, positions, hidden size) -> the same."""
-        row, position = (spot.to(states.device) for spot in self.spots)
+        row, position, own = (spot.to(states.device) for spot in self.spots)
         if self.rows is None or not len(row):
             return states
         added = self.added[layer].to(states.device)
         # In float32 before it meets half precision states, so that small steps are not lost.
-        moved = states[row, position].float() + (added[row] if added.ndim > 1 else added)
+        moved = states[row, position].float() + (added[own] if added.ndim > 1 else added)
         return states.index_put((row, position), moved.to(states.dtype))
 
     def _aim(self, where: Tensor) -> None:
         """Set the positions to edit in this pass."""
         if where.shape != self.where.shape or not torch.equal(where, self.where):
             rows, positions = where.nonzero(as_tuple=True)
-            self.where, self.spots = where, (rows, positions)
+            self.where, self.spots = where, (rows, positions, self.left[rows])
 
-    def _read_prompt(self, ids: Tensor, mask: Tensor | None) -> None:
+    def _read_prompt(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
         self.rows = None  # the twins run through the same blocks, unedited
+        if self.video is not None and (ids == self.video).any():
+            raise UnsupportedRequest(
+                "CMRM undoes what a picture does, and this prompt holds a video; give single "
+                "frames of it as pictures, or answer it undefended."
+            )
         pictured = (ids == self.anatomy.image_token_id).any(1)
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, dict):  # by kind of attention; None where nothing is hidden
+            mask = next((kind for kind in mask.values() if kind is not None), None)
         mask = torch.ones_like(ids) if mask is None else mask
         self.prompt, self.length = ids, ids.shape[1]
+        self.left, self.where = torch.arange(len(ids), device=ids.device), ids[:0].bool()
         if not pictured.any():
             return
         if not isinstance(mask, Tensor) or mask.ndim != 2:
@@ -396,7 +416,13 @@ class _Session:
                 "out cache_implementation), and give the mask that the processor made."
             )
         if self.twins is not None:
-            self.added = composed(self.twins.shifts(ids, mask), self.setting)
+            shifts = self.twins.shifts(
+                ids,
+                mask,
+                image_grid_thw=kwargs.get("image_grid_thw"),
+                position_ids=kwargs.get("position_ids"),
+            )
+            self.added = composed(shifts, self.setting)
         positions = torch.arange(ids.shape[1], device=ids.device)
         attended = mask.bool()
         last = (attended * positions).amax(1, keepdim=True)
@@ -416,14 +442,17 @@ class _Session:
 
     def _follows(self, ids: Tensor, past: int, cache: Any) -> bool:
         """With a cache every step shows one token a row, after all that was seen so far."""
-        own = self.cache is not None and self.cache() is cache
-        return own and past == self.length and ids.shape == (len(self.prompt), 1)
+        if self.cache is None or self.cache() is not cache:
+            return False
+        left = rows_left(cache)
+        self.left = self.left if left is None else left
+        return past == self.length and ids.shape == (len(self.left), 1)
 
     def _decode(self, ids: Tensor, past: int) -> None:
         self.length += 1
         if self.rows is None:
             return
-        new = self.rows.unsqueeze(1)
+        new = self.rows[self.left].unsqueeze(1)
         if self.setting.steps == "prefill":
             new = torch.zeros_like(new)
         if past:
