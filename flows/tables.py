@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -27,7 +28,7 @@ def read_channels(root: Path) -> list[dict[str, Any]]:
     return list(json.loads(path.read_text())) if path.is_file() else []
 
 
-def result_table(rows: Rows) -> Table:
+def result_table(rows: Rows) -> Group:
     """Draw model x defense: what is unsafe by channel and what it costs, all suites together.
 
     Each share is in percent with its interval; n stands in the head of a column where it is the
@@ -41,12 +42,7 @@ def result_table(rows: Rows) -> Table:
         pair: {r["n"] for key, r in cells.items() if key[2:] == pair and "n" in r}
         for pair in columns
     }
-    table = Table(
-        title="percent with 95 % interval, all suites of a channel together",
-        caption="suite by suite, with paired tests: reports/index.html",
-        title_justify="left", caption_justify="left", title_style="dim", caption_style="dim",
-        box=None, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("defense", overflow="fold", vertical="top")
     for channel, metric in columns:
         size = sizes[channel, metric]
@@ -61,7 +57,9 @@ def result_table(rows: Rows) -> Table:
                 for pair in columns
             )
             table.add_row(defense, *shown)
-    return table
+    above = Text("percent with 95 % interval, all suites of a channel together", "dim")
+    below = Text("suite by suite, with paired tests: reports/index.html", "dim")
+    return Group(above, table, below) if rows else Group()
 
 
 def _halves(name: str) -> list[str]:

@@ -92,6 +92,8 @@ rows = [{**row, "defense": d, "value": v, "low": v - 0.01, "high": v + 0.01}
 if out.name == "reports":
     (half / "metrics.json").write_text(json.dumps(rows))
     (half / "differences.json").write_text("[]")
+    pooled = [{**row, "channel": "text+image"} for row in rows]
+    (half / "channels.json").write_text(json.dumps(pooled))
     (half / "index.html").write_text("<p>report</p>")
 if out.name == "evaluation":
     (half / "responses.jsonl").write_text("")
@@ -200,7 +202,8 @@ def environment() -> dict[str, str]:
     """Give a plain environment: no setting of ours or of the developer's leaks in."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT", "MLFLOW", "STAGE"))}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return kept | {"PYTHONPATH": str(ROOT), "PATH": path, "DVC_NO_ANALYTICS": "1"}
+    here = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
+    return kept | {"PYTHONPATH": here, "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
 @pytest.fixture(scope="session")

@@ -31,8 +31,8 @@ def drawn(found, width=100):
 
 
 def test_three_models_and_three_defenses_fit_a_terminal_of_eighty_columns():
-    assert result_table(rows()).row_count == 3 * (1 + 3)
     text = drawn(rows(), width=80)
+    assert sum(line.startswith(DEFENSES) for line in text.splitlines()) == 3 * 3
     assert len(text.splitlines()) < 40
     for name in (*MODELS, *DEFENSES, "text+", "typo-", "adver-", "lookalike", "benign", "accurate"):
         assert name in text
@@ -63,7 +63,7 @@ def test_what_was_not_measured_is_missing_and_no_zero():
 
 def test_without_a_report_there_is_nothing_to_draw(tmp_path):
     assert read_channels(tmp_path) == []
-    assert result_table([]).row_count == 0
+    assert drawn([]) == ""
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "channels.json").write_text(json.dumps(rows()[:1]))
     assert read_channels(tmp_path) == rows()[:1]
