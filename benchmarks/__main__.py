@@ -21,7 +21,7 @@ def main() -> None:
     for module in (generation, pipeline):
         for ratio in module.ratios():
             found.append(ratio)
-            print(f"measured: {ratio.what}", file=sys.stderr)
+            print(f"{ratio.what}: {ratio.value:.2f}, aim {ratio.aim}", file=sys.stderr)
     if "--json" in sys.argv[1:]:
         for ratio in found:
             print(json.dumps(asdict(ratio)))
@@ -35,15 +35,16 @@ def _show(found: Iterable[Ratio]) -> None:
     from rich.table import Table
 
     table = Table(title="hauberk: each ratio measured in this run")
-    for column in ("what", "against", "shape", "baseline s", "ours s", "ratio", "aim", ""):
-        table.add_column(column, justify="right" if column.endswith((" s", "ratio")) else "left")
+    for column in ("what", "against", "shape", "baseline", "ours", "ratio", "aim", ""):
+        numeric = column in ("baseline", "ours", "ratio")
+        table.add_column(column, justify="right" if numeric else "left")
     for ratio in found:
         table.add_row(
             ratio.what,
             ratio.baseline,
             ratio.shape,
-            f"{ratio.baseline_seconds:.3f}",
-            f"{ratio.our_seconds:.3f}",
+            f"{ratio.baseline_cost:.3f} {ratio.unit}",
+            f"{ratio.our_cost:.3f} {ratio.unit}",
             f"{ratio.value:.2f}",
             ratio.aim,
             "met" if ratio.met else "MISSED",

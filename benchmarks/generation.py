@@ -1,44 +1,80 @@
-"""Answers, shifts and defended answers, each against the plain way."""
+"""Answers, shifts and defended answers of every lab model, each against the plain way."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from benchmarks.measure import Ratio, cost, interleaved, speed_up
-from benchmarks.models import lab, llava_shape
+from benchmarks.memory import peak
+from benchmarks.models import NAMES, lab, llava_shape
 
 REPEATS = 5
 REQUESTS = 64
+FEW, MANY = 32, 320
+ANSWERS: dict[str, Any] = {"max_new_tokens": 32}
 
 
 def ratios() -> Iterator[Ratio]:
     """Time everything that has to do with answers, one ratio after another."""
     from hauberk.data.lab import build_suite
 
-    model, processor = lab()
-    samples = build_suite("benign_image", "test", REQUESTS, seed=0)
-    requests = [sample.request for sample in samples]
-    yield _batched_respond(model, processor, requests)
-    yield _shift_estimation(model, processor, requests)
-    yield _dataset_level(model, processor, requests)
-    yield from _sample_level()
+    for name in NAMES:
+        found = lab(name)
+        if found is None:
+            print(f"{name}: skipped, lab/{name} is not there", file=sys.stderr)
+            continue
+        samples = build_suite("benign_image", "test", MANY, seed=0)
+        requests = [sample.request for sample in samples]
+        yield _respond(name, *found, requests[:REQUESTS])
+        yield _growth(name, *found, requests)
+        yield from _memory(name)
+        yield _shift_estimation(name, *found, requests[:REQUESTS])
+        yield _dataset_level(name, *found, requests[:REQUESTS])
+        if name == "lab-llava":
+            yield from _sample_level()
 
 
-def _batched_respond(model: Any, processor: Any, requests: list[Any]) -> Ratio:
-    from hauberk.requests import respond
+def _respond(name: str, model: Any, processor: Any, requests: list[Any]) -> Ratio:
+    from hauberk.requests import encode, respond
 
     def loop() -> None:
         for request in requests:
-            respond(model, processor, [request], max_new_tokens=32)
+            inputs = encode(processor, [request])
+            generated = model.generate(**inputs, **ANSWERS, do_sample=False)
+            new = generated[:, inputs["input_ids"].shape[1] :]
+            processor.batch_decode(new, skip_special_tokens=True)
 
     def batched() -> None:
-        respond(model, processor, requests, max_new_tokens=32)
+        respond(model, processor, requests, **ANSWERS)
 
     slow, fast = interleaved([loop, batched], 3)
-    return speed_up("respond", "a loop of single requests", "64 answers", slow, fast, 5)
+    return speed_up(f"respond, {name}", "model.generate one by one", "64 answers", slow, fast, 5)
 
 
-def _shift_estimation(model: Any, processor: Any, requests: list[Any]) -> Ratio:
+def _growth(name: str, model: Any, processor: Any, requests: list[Any]) -> Ratio:
+    """Compare ten batches with ten times what one of them takes."""
+    from hauberk.requests import respond
+
+    def answer(number: int) -> None:
+        respond(model, processor, requests[:number], batch_size=FEW, **ANSWERS)
+
+    one, ten = interleaved([lambda: answer(FEW), lambda: answer(MANY)], 3)
+    baseline = f"ten times {FEW} answers"
+    return cost(f"respond, {name}", baseline, f"{MANY} answers", 10 * one, ten, 1.1)
+
+
+def _memory(name: str) -> Iterator[Ratio]:
+    batch_size = FEW // 4  # several batches: the first takes less than those after it
+    one, ten = peak(name, FEW, batch_size), peak(name, MANY, batch_size)
+    if one is None or ten is None:
+        print(f"memory of {name}: skipped, /proc/self/status is not there", file=sys.stderr)
+        return
+    what, shape = f"respond, {name}: peak", f"{MANY} answers"
+    yield cost(what, f"{FEW} answers", shape, one, ten, 1.1, "MiB")
+
+
+def _shift_estimation(name: str, model: Any, processor: Any, requests: list[Any]) -> Ratio:
     from hauberk.analysis.twins import last_states
     from hauberk.defenses.shift import estimate_shift, sample_shifts
     from hauberk.requests import blank_twin, text_twin
@@ -52,10 +88,11 @@ def _shift_estimation(model: Any, processor: Any, requests: list[Any]) -> Ratio:
         estimate_shift(sample_shifts(model, processor, requests))
 
     slow, fast = interleaved([loop, batched], 3)
-    return speed_up("shift estimation", "two passes a sample", "64 anchors", slow, fast, 5)
+    what = f"shift estimation, {name}"
+    return speed_up(what, "two passes a sample", "64 anchors", slow, fast, 5)
 
 
-def _dataset_level(model: Any, processor: Any, requests: list[Any]) -> Ratio:
+def _dataset_level(name: str, model: Any, processor: Any, requests: list[Any]) -> Ratio:
     """Time the prompt and a fixed number of tokens, so that both sides do the same work."""
     import torch
 
@@ -75,9 +112,9 @@ def _dataset_level(model: Any, processor: Any, requests: list[Any]) -> Ratio:
         with defense.applied(model):
             plain()
 
-    without, with_defense = interleaved([plain, defended], 9)
+    without, with_defense = interleaved([plain, defended], REPEATS)
     return cost(
-        "generation with CMRM, dataset level", "undefended", "64 x 24 tokens",
+        f"CMRM, dataset level, {name}", "undefended", "64 x 24 tokens",
         without, with_defense, 1.05,
     )  # fmt: skip
 

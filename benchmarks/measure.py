@@ -17,8 +17,9 @@ class Ratio:
     what: str
     baseline: str
     shape: str
-    baseline_seconds: float
-    our_seconds: float
+    baseline_cost: float
+    our_cost: float
+    unit: str
     value: float
     aim: str
     met: bool
@@ -45,10 +46,20 @@ def speed_up(
 ) -> Ratio:
     """How many times faster ours is."""
     value = slow / fast
-    return Ratio(what, baseline, shape, slow, fast, value, f">= {at_least:g}", value >= at_least)
+    aim = f">= {at_least:g}"
+    return Ratio(what, baseline, shape, slow, fast, "s", value, aim, value >= at_least)
 
 
-def cost(what: str, baseline: str, shape: str, plain: float, ours: float, at_most: float) -> Ratio:
-    """How much longer ours takes than doing without."""
+def cost(
+    what: str,
+    baseline: str,
+    shape: str,
+    plain: float,
+    ours: float,
+    at_most: float,
+    unit: str = "s",
+) -> Ratio:
+    """How much more ours takes than doing without."""
     value = ours / plain
-    return Ratio(what, baseline, shape, plain, ours, value, f"<= {at_most:g}", value <= at_most)
+    aim = f"<= {at_most:g}"
+    return Ratio(what, baseline, shape, plain, ours, unit, value, aim, value <= at_most)

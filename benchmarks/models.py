@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-LAB = Path("lab/lab-llava")
+LAB = Path("lab")
+NAMES = "lab-llava", "lab-qwen", "lab-intern"
 
 
-def lab() -> tuple[Any, Any]:
-    """Load the lab model that ships with the project."""
+def lab(name: str) -> tuple[Any, Any] | None:
+    """Load a lab model that ships with the project, if it does."""
     from hauberk.lab.build import load
 
-    return load(LAB)
+    return load(LAB / name) if (LAB / name).is_dir() else None
 
 
 def llava_shape(side: int = 336, patch: int = 14) -> tuple[Any, Any]:
@@ -28,7 +29,7 @@ def llava_shape(side: int = 336, patch: int = 14) -> tuple[Any, Any]:
         LlavaForConditionalGeneration,
     )
 
-    processor = AutoProcessor.from_pretrained(LAB)
+    processor = AutoProcessor.from_pretrained(LAB / "lab-llava")
     processor.patch_size = patch
     processor.image_processor.size = {"shortest_edge": side}
     processor.image_processor.crop_size = {"height": side, "width": side}
