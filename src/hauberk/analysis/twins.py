@@ -83,6 +83,7 @@ class TwinStates:
         probe = Request(_PROBE, (Image.new("RGB", _PROBE_SIZE),))
         without, shown = (encode(processor, [request]) for request in (text_twin(probe), probe))
         ids = shown["input_ids"][0].tolist()
+        # Of no use, and 0, where pictures are flat patches.
         self.tokens_a_square = ids.count(self.anatomy.image_token_id) // len(shown["pixel_values"])
         self.inserted = _inserted_by_image(processor, self.token)
         written = self._written_for_image(probe.images[0])
