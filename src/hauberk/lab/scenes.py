@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hauberk.lab.objects import COLORS, THINGS, Thing
@@ -113,7 +114,8 @@ class Scene:
         """Render an RGB image of ``SIDE`` x ``SIDE`` pixels."""
         rng = random.Random(self.seed)
         size = SIDE * _OVERSAMPLE
-        ground = tuple(rng.randint(205, 255) for _ in range(3))
+        shows = bool(self.placed or self.lines)
+        ground = tuple(rng.randint(205, 255) for _ in range(3)) if shows else _any_tone(rng)
         image = Image.new("RGB", (size, size), ground)
         pen = ImageDraw.Draw(image)
         _draw_clutter(pen, rng, self.clutter, size)
@@ -124,7 +126,7 @@ class Scene:
         ink = tuple(rng.randint(0, 90) for _ in range(3))
         for line in self.lines:
             pen.text((line.left, line.top), line.words, fill=ink, font=_FONT)
-        return image
+        return image if shows else _grainy(rng, image)
 
 
 def compose(
@@ -279,6 +281,19 @@ def _draw_clutter(pen: ImageDraw.ImageDraw, rng: random.Random, marks: int, size
             pen.line([(x, y), end], fill=tone, width=rng.randint(1, 4))
         else:
             pen.ellipse((x, y, x + reach, y + reach * rng.uniform(0.4, 1)), fill=tone)
+
+
+def _any_tone(rng: random.Random) -> tuple[int, ...]:
+    """Anything from black to white, with a tint: pictures that show nothing are often dark."""
+    tone = rng.randint(0, 255)
+    return tuple(min(max(tone + rng.randint(-30, 30), 0), 255) for _ in range(3))
+
+
+def _grainy(rng: random.Random, image: Image.Image) -> Image.Image:
+    """Half of the pictures with the grain of a sensor in the dark, of any strength."""
+    strength = rng.uniform(0, 80) if rng.random() < 0.5 else 0.0
+    grain = np.random.default_rng(rng.getrandbits(32)).normal(0.0, 1.0, (SIDE, SIDE, 3))
+    return Image.fromarray((np.asarray(image) + strength * grain).clip(0, 255).astype(np.uint8))
 
 
 def random_things(rng: random.Random, count: int, names: Sequence[str]) -> list[Thing]:

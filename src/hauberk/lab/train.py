@@ -18,13 +18,13 @@ import torch
 
 from hauberk.lab.stages import STAGES, Classroom, Recipe, kept, run_stages
 
-_STEPS = {"pretrain": 1300, "align": 1500, "tower": 3600, "projector": 300, "instruct": 1800}
+_STEPS = {"pretrain": 1300, "align": 1500, "tower": 3600, "projector": 300, "instruct": 3000}
 _PEAK_RATE = {"pretrain": 1e-2, "align": 6e-3, "tower": 1e-2, "projector": 1e-2, "instruct": 4e-3}
 
 RECIPES = {
-    "lab-llava": Recipe(seed=1, steps=_STEPS, peak_rate=_PEAK_RATE),
-    "lab-qwen": Recipe(seed=2, steps=_STEPS, peak_rate=_PEAK_RATE),
-    "lab-intern": Recipe(seed=3, steps=_STEPS, peak_rate=_PEAK_RATE),
+    "lab-llava": Recipe(seed=1, steps=_STEPS, peak_rate=_PEAK_RATE, questions=0.75),
+    "lab-qwen": Recipe(seed=2, steps=_STEPS, peak_rate=_PEAK_RATE, questions=0.75),
+    "lab-intern": Recipe(seed=3, steps=_STEPS, peak_rate=_PEAK_RATE, questions=0.75),
 }
 
 
