@@ -2,11 +2,12 @@
 
 The torchvision of PyPI is built for the torch with CUDA; beside one without, its compiled operators
 cannot be loaded and its import fails where it describes them.  The processors of VLMs need its
-transforms alone, which are plain torch.  So the operators are declared, and fail if they are called.
+transforms alone, which are plain torch.  So the operators are declared; a call of one fails.
 """
 
 import importlib.abc
 import sys
+from typing import Any
 
 OPERATORS = (
     "nms", "qnms", "roi_align", "_roi_align_backward", "qroi_align", "ps_roi_align",
@@ -18,9 +19,9 @@ OPERATORS = (
 class _Declare(importlib.abc.MetaPathFinder):
     """Declares the operators just before torchvision describes them."""
 
-    library = None
+    library: Any = None
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name == "torchvision._meta_registrations" and self.library is None:
             import torch
 
@@ -28,7 +29,6 @@ class _Declare(importlib.abc.MetaPathFinder):
                 self.library = torch.library.Library("torchvision", "DEF")
                 for operator in OPERATORS:
                     self.library.define(f"{operator}(Tensor x) -> Tensor")
-        return None
 
 
 sys.meta_path.insert(0, _Declare())

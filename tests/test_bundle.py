@@ -292,7 +292,8 @@ def test_a_model_of_another_depth_is_refused(tiny, made):
     size = build.Size(
         vision_width=32, vision_layers=5, patch=24, text_width=32, text_layers=3, vocabulary=400
     )
-    other = build.build_llava(tiny.processor.tokenizer, size, seed=0)
+    family = build.FAMILIES[tiny.name]
+    other = build.network_of(family, tiny.processor.tokenizer, size, seed=0)
     refused(made, other, tiny.processor, "weights")
 
 
@@ -533,7 +534,8 @@ def test_the_base_model_may_lie_elsewhere_but_must_be_the_same(tiny, made, lab_f
     frame = pd.DataFrame({"prompt": [tiny.plain[0].text]})
     limit = {"max_new_tokens": 3, "model_path": str(moved)}
     assert len(_load_pyfunc(str(made)).predict(frame, limit)) == 1
-    build.build_llava(
+    build.network_of(
+        build.FAMILIES[tiny.name],
         tiny.processor.tokenizer,
         build.Size(vision_width=32, vision_layers=5, patch=24, text_width=32, text_layers=4),
         seed=1,
