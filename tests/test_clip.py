@@ -66,8 +66,10 @@ def test_a_whole_view_shows_every_object_and_every_word(seed):
     assert told.words == (scene.text or None)
     assert told.told == lang.tell(scene)
     assert shares.sum() == pytest.approx(1)
-    seen = {item.thing.name for item in scene.placed} or ({NOTHING} if not scene.text else set())
-    assert seen <= {name for name, share in zip(CLASSES, shares, strict=True) if share > 0}
+    seen = {item.thing.name for item in scene.placed}
+    seen |= {views.WRITTEN.get(word, views.SOME_WORDS) for word in scene.text.split()}
+    found = {name for name, share in zip(CLASSES, shares, strict=True) if share > 0}
+    assert found == (seen or {NOTHING})
 
 
 @given(SEEDS, st.sampled_from(views.GRIDS))
@@ -187,15 +189,26 @@ def test_a_false_caption_says_something_else_in_words_of_the_world(seed):
 
 
 def test_every_bank_divides_what_a_view_may_show_among_its_classes():
-    for bank in BANKS.values():
+    for name, bank in BANKS.items():
         assert bank.member.shape == (len(CLASSES), len(bank.nouns))
-        assert (bank.member.sum(dim=1) == 1).all()
+        asked = [float(name != "written" or one in views.WRITTEN.values()) for one in CLASSES]
+        assert bank.member.sum(dim=1).tolist() == asked
         nouns = [noun for nouns in bank.nouns for noun in nouns]
         assert len(nouns) == len(set(nouns))
     toxic = BANKS["harm"].member[:, 0]
     assert [name for name, harms in zip(CLASSES, toxic, strict=True) if harms] == [
         name for name, thing in THINGS.items() if thing.toxic
     ]
+
+
+def test_a_view_is_classified_only_where_it_shows_one_of_the_classes():
+    logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    shares = torch.tensor([[0.0, 0.2], [0.0, 0.0], [0.3, 0.1]])
+    expected = -(
+        logits.log_softmax(1)[0, 1] + logits.log_softmax(1)[2] @ torch.tensor([0.75, 0.25])
+    )
+    torch.testing.assert_close(clip.classified(logits, shares), expected / 2)
+    assert clip.classified(logits, torch.zeros(3, 2)) == 0
 
 
 def test_the_contrast_is_that_of_clip_and_takes_equal_captions_for_equally_right():

@@ -322,7 +322,7 @@ def train_contrast(studio: Studio) -> None:
         *banked, paired = logits.split([len(texts) for texts in (*prompts, captions)], dim=1)
         loss = contrast(paired, said)
         for found, bank in zip(banked, BANKS.values(), strict=True):
-            loss = loss + nn.functional.cross_entropy(found, batch.shares @ bank.member)
+            loss = loss + classified(found, batch.shares @ bank.member)
         return loss
 
     _descend(studio, "contrast", [model], loss_of)
@@ -330,6 +330,18 @@ def train_contrast(studio: Studio) -> None:
 
 _SCALE = float(np.log(100))
 """CLIP's own bound of the logarithm of the inverse temperature."""
+
+
+def classified(logits: Tensor, shares: Tensor) -> Tensor:
+    """Cross-entropy of the views that show any of the classes: both are (views, classes).
+
+    ``shares`` are float32, of any sum a view.
+    """
+    total = shares.sum(dim=1, keepdim=True)
+    shown = total[:, 0] > 0
+    if not shown.any():
+        return torch.zeros(())
+    return nn.functional.cross_entropy(logits[shown], (shares / total)[shown])
 
 
 def contrast(logits: Tensor, said: Sequence[Shown]) -> Tensor:

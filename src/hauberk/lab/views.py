@@ -6,6 +6,7 @@ and the words make a lamp"); a *wording* has one gap for it.  Wordings belong to
 and the pairings in written wishes do.
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +33,10 @@ from hauberk.lab.scenes import (
 )
 
 NOTHING, SOME_WORDS = "nothing", "some words"
-CLASSES = (*THINGS, NOTHING, SOME_WORDS)
-"""What a view may show most of."""
+WRITTEN = {name: f"written {name}" for name in THINGS}
+"""The name of a thing, where it can be read."""
+CLASSES = (*THINGS, *WRITTEN.values(), NOTHING, SOME_WORDS)
+"""What a view may show; a thing and its name are two."""
 _INDEX = {name: index for index, name in enumerate(CLASSES)}
 
 
@@ -141,7 +144,7 @@ class Subject:
 
         None where that is not clear, as with a sliver of something.
         """
-        shares, things, readable = torch.zeros(len(CLASSES)), [], []
+        shares, things, words = torch.zeros(len(CLASSES)), [], []
         area, unseen = view.side**2, 0.0
         for item, ink in zip(self.scene.placed, self.inks, strict=True):
             pixels = view.count(ink)
@@ -153,16 +156,18 @@ class Subject:
         for word, box, ink in self.words:
             share, whole = view.share(*box), (box[2] - box[0]) * ROW
             if share * area >= _READABLE * whole:
-                readable.append(word)
-            elif view.count(ink) < _LETTERS * area:
+                words.append(word)
+                shares[_INDEX[WRITTEN.get(word, SOME_WORDS)]] += share
+            elif view.count(ink) >= _LETTERS * area:
+                words.append("")
+                shares[_INDEX[SOME_WORDS]] += share
+            else:
                 unseen += view.count(ink) / area
-                continue
-            shares[_INDEX[SOME_WORDS]] += share
         if not shares.any():
             if unseen > _SLIVER:
                 return None
             shares[_INDEX[NOTHING]] = 1
-        said = " ".join(readable) if shares[_INDEX[SOME_WORDS]] else None
+        said = " ".join(filter(None, words)) if words else None
         return Shown(tuple(things), said), shares / shares.sum()
 
 
@@ -189,12 +194,14 @@ GRIDS = range(2, 9)
 """Cells along a side, in the grids of GuardAlign."""
 
 # The shares are ours, set by judgement; none was searched.
-_EMPTY, _WRITTEN = 0.08, 0.25
+_EMPTY, _WORDED = 0.08, 0.25
 """Of the scenes: without an object; with words."""
 _WISHES = 0.75
 """Of the scenes with words: a wish; the others have a name and its object."""
-_WHOLE, _AROUND = 0.3, 0.4
+_WHOLE, _AROUND = 0.35, 0.4
 """Of the views: whole scenes; jittered around an object.  The others are cells of grids."""
+_SIDES = (0.6, 3.0)
+"""Sides of the latter, in sides of their object: all scales between a part and a whole scene."""
 _BARE = 0.2
 """Of the crops that show nothing: kept."""
 _VIEWS = 4
@@ -206,7 +213,7 @@ def scene_of(rng: random.Random, pool: Pool) -> Scene:
     kind = rng.random()
     if kind < _EMPTY:
         return compose(rng, (), pool=pool)
-    if kind < _EMPTY + _WRITTEN:
+    if kind < _EMPTY + _WORDED:
         if rng.random() < _WISHES:
             return compose_words(rng, written_wish(rng, pool), pool=pool)
         (thing,) = random_things(rng, 1, list(THINGS))
@@ -242,8 +249,12 @@ def cell_of(grid: int, row: int, column: int) -> View:
 
 
 def around(rng: random.Random, item: Placed, *, sides: tuple[float, float], shift: float) -> View:
-    """Jitter a view around an object; ``sides`` and ``shift`` in sides of the object."""
-    side = min(SIDE, round(item.side * rng.uniform(*sides)))
+    """Jitter a view around an object; ``sides`` and ``shift`` in sides of the object.
+
+    Sides are drawn evenly on a scale of logarithms.
+    """
+    low, high = map(math.log, sides)
+    side = min(SIDE, round(item.side * math.exp(rng.uniform(low, high))))
     left, top = (
         round(start + item.side / 2 + item.side * rng.uniform(-shift, shift) - side / 2)
         for start in (item.left, item.top)
@@ -256,7 +267,7 @@ def _view(rng: random.Random, scene: Scene) -> View:
     if kind < _WHOLE:
         return WHOLE
     if kind < _WHOLE + _AROUND and scene.placed:
-        return around(rng, rng.choice(scene.placed), sides=(0.6, 1.6), shift=0.35)
+        return around(rng, rng.choice(scene.placed), sides=_SIDES, shift=0.35)
     grid = rng.choice(GRIDS)
     return cell_of(grid, rng.randrange(grid), rng.randrange(grid))
 
@@ -369,7 +380,7 @@ def _other(rng: random.Random, among: Sequence[str], than: str) -> str:
 
 @dataclass(frozen=True)
 class Bank:
-    """Classes that divide :data:`CLASSES` among them, each with the nouns that it is known by."""
+    """Classes, each with the nouns that it is known by."""
 
     nouns: list[tuple[str, ...]]
     member: Tensor
@@ -380,9 +391,12 @@ class Bank:
         return [wording.format(rng.choice(nouns)) for nouns in self.nouns]
 
 
-def _bank(groups: dict[tuple[str, ...], list[str]]) -> Bank:
-    """A bank of groups of things, of nothing and of words."""
-    groups = {**groups, (NOTHING,): [NOTHING], (SOME_WORDS,): [SOME_WORDS]}
+_Groups = dict[tuple[str, ...], list[str]]
+"""Nouns, and what of :data:`CLASSES` they say."""
+
+
+def _bank(groups: _Groups, others: _Groups) -> Bank:
+    groups = groups | others
     member = [[float(name in group) for group in groups.values()] for name in CLASSES]
     return Bank(list(groups), torch.tensor(member))
 
@@ -397,14 +411,20 @@ CATEGORIES = tuple(dict.fromkeys(thing.category for thing in THINGS.values()))
 HARMFUL = ("something harmful", "a harmful thing", "something toxic")
 HARMLESS = ("something harmless", "a harmless thing", "something safe")
 
+_OTHERS: _Groups = {(NOTHING,): [NOTHING], (SOME_WORDS,): [SOME_WORDS, *WRITTEN.values()]}
+_CATEGORIES: _Groups = {
+    nouns_of(category): [thing.name for thing in THINGS.values() if thing.category == category]
+    for category in CATEGORIES
+}
+_HARM: _Groups = {
+    HARMFUL: [thing.name for thing in THINGS.values() if thing.toxic],
+    HARMLESS: [thing.name for thing in THINGS.values() if not thing.toxic],
+}
+
 BANKS = {
-    "name": _bank({(f"a {name}", name): [name] for name in THINGS}),
-    "category": _bank({
-        nouns_of(category): [t.name for t in THINGS.values() if t.category == category]
-        for category in CATEGORIES
-    }),
-    "harm": _bank({
-        HARMFUL: [thing.name for thing in THINGS.values() if thing.toxic],
-        HARMLESS: [thing.name for thing in THINGS.values() if not thing.toxic],
-    }),
-}  # fmt: skip
+    "name": _bank({(f"a {name}", name): [name] for name in THINGS}, _OTHERS),
+    "category": _bank(_CATEGORIES, _OTHERS),
+    "harm": _bank(_HARM, _OTHERS),
+    "written": _bank({(Shown(words=name).noun,): [WRITTEN[name]] for name in THINGS}, {}),
+}
+"""What views are classified into; the last is not asked where no name can be read."""
