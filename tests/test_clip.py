@@ -380,3 +380,25 @@ def test_the_card_says_what_was_measured_and_what_was_missed(saved):
     text = (saved / "README.md").read_text()
     assert "It misses its aim: crop around an object in clutter" in text  # after two steps
     assert all(line.what in text for line in clip_card.MEASUREMENTS)
+
+
+# --- the weights that ship --------------------------------------------------------------------
+
+
+def test_the_shipped_weights_are_small_and_trained_by_the_present_sources():
+    recipe = json.loads((SHIPPED / "recipe.json").read_text())
+    assert recipe["source"] == clip.source_hash()
+    assert (SHIPPED / "model.safetensors").stat().st_size < 2.3e6
+    with safe_open(SHIPPED / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118
+
+
+def test_the_shipped_weights_do_what_their_card_says():
+    """On fresh samples: another seed than the card's."""
+    kept = json.loads((SHIPPED / "measurements.json").read_text())
+    assert kept["crop_name"]["value"] >= 0.9
+    checked = ("crop_name", "crop_harm", "ground", "picture_name", "retrieval")
+    found = clip_card.measure_card(*clip.load(SHIPPED), size=100, seed=4321, only=checked)
+    for name, estimate in found.items():
+        reach = kept[name]["tolerance"] + (estimate.high - estimate.low) / 2
+        assert estimate.value == pytest.approx(kept[name]["value"], abs=reach), name
