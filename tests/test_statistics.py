@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, bootstrap, multinomial
+from scipy.stats import binom, binomtest, bootstrap, multinomial, norm
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from hauberk.evaluation.statistics import (
     Accuracy,
+    area_under_roc,
     corrected_proportion,
     holm,
     noninferiority,
@@ -336,3 +337,31 @@ def test_corrected_intervals_of_a_judge_that_was_measured_cover_the_truth(
 def test_a_judge_that_guesses_is_refused_with_its_numbers():
     with pytest.raises(ValueError, match=r"sensitivity 0\.4 and specificity 0\.5"):
         corrected_proportion([True, False], Accuracy(0.4, 0.5))
+
+
+# --- the area under a ROC curve ---------------------------------------------------------------
+
+scores = st.lists(st.integers(-5, 5), min_size=1, max_size=30)
+
+
+@given(scores, scores)
+def test_the_area_under_roc_is_the_share_of_pairs_in_the_right_order(above, below):
+    found, turned = area_under_roc(above, below), area_under_roc(below, above)
+    pairs = [(a > b) + (a == b) / 2 for a in above for b in below]
+    assert found.value == pytest.approx(np.mean(pairs))
+    assert found.n == len(above) + len(below)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
+    assert (1 - turned.low, 1 - turned.high) == pytest.approx((found.high, found.low), abs=1e-6)
+
+
+def test_the_interval_of_an_area_under_roc_holds_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    truth = norm.cdf(1 / np.sqrt(2))  # of normal scores that lie one deviation apart
+    found = [area_under_roc(rng.normal(1, 1, 40), rng.normal(0, 1, 60)) for _ in range(200)]
+    assert 0.9 <= np.mean([one.low <= truth <= one.high for one in found]) <= 0.99
+
+
+def test_an_area_under_roc_needs_both_sides():
+    with pytest.raises(ValueError, match="0 positive and 2 negative"):
+        area_under_roc([], [1, 2])

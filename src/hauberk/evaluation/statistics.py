@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest, norm
+from scipy.optimize import brentq
+from scipy.stats import binomtest, mannwhitneyu, norm
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 CONFIDENCE = 0.95
@@ -280,3 +281,34 @@ def _shrunk(share: float, n: int | None) -> tuple[float, float]:
         return share, 0.0
     value = (share * n + 1) / (n + 2)
     return value, value * (1 - value) / (n + 2)
+
+
+def area_under_roc(positive: ArrayLike, negative: ArrayLike) -> Estimate:
+    """Estimate how often a positive scores above a negative; (m,) and (n,) numbers in.
+
+    Ties count half; ``n`` is m + n.  The interval is the counterpart of Wilson's (Newcombe,
+    "Confidence intervals for an effect size measure based on the Mann-Whitney statistic", part 2,
+    Statistics in Medicine 2006, method 5), which does not vanish where all pairs are right.
+
+    Raises
+    ------
+    ValueError
+        If one of the sides is empty.
+    """
+    above, below = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
+    if not (above.size and below.size):
+        raise ValueError(
+            f"scores of both sides needed: {above.size} positive and {below.size} negative ones."
+        )
+    pairs, each = above.size * below.size, (above.size + below.size) / 2 - 1
+    value = float(mannwhitneyu(above, below).statistic) / pairs
+    z = float(norm.ppf(0.5 + CONFIDENCE / 2))
+
+    def beyond(area: float) -> float:
+        spread = 1 + each * ((1 - area) / (2 - area) + area / (1 + area))
+        return float((value - area) ** 2 - z**2 * area * (1 - area) * spread / pairs)
+
+    apart = 1e-9  # at 0 and 1 the value itself solves the equation
+    low = brentq(beyond, 0.0, value - apart) if value > apart else 0.0
+    high = brentq(beyond, value + apart, 1.0) if value < 1 - apart else 1.0
+    return Estimate(value, above.size + below.size, float(low), float(high))

@@ -384,11 +384,14 @@ def run_stages(name: str, recipe: Recipe, work: Path, until: str = STAGES[-1]) -
             continue
         started = time.monotonic()
         _TRAIN[stage](room, stage)
+        seconds = round(time.monotonic() - started)
         unfinished = saved.with_suffix(".part")
         weights = {key: value.contiguous() for key, value in part.state_dict().items()}
-        save_file(weights, unfinished, metadata=_metadata(recipe, stage))
+        save_file(
+            weights, unfinished, metadata=_metadata(recipe, stage) | {"seconds": str(seconds)}
+        )
         unfinished.rename(saved)
-        tqdm.write(f"{name}: {stage} took {time.monotonic() - started:.0f} s", file=sys.stderr)
+        tqdm.write(f"{name}: {stage} took {seconds} s", file=sys.stderr)
     return room
 
 
