@@ -396,6 +396,21 @@ def test_a_picture_shows_its_objects_and_is_drawn_the_same_each_time():
         assert rows.max() <= item.top + item.side + 2
 
 
+def test_a_picture_of_nothing_may_be_dark_and_grainy_and_one_of_something_is_not():
+    rng = random.Random(3)
+    empty = [np.asarray(Scene((), 0, rng.getrandbits(32)).draw()) for _ in range(60)]
+    assert min(image.mean() for image in empty) < 30
+    assert max(image.mean() for image in empty) > 225
+    grains = [image.reshape(-1, 3).std(0).mean() for image in empty]
+    assert 20 <= sum(grain == 0 for grain in grains) <= 40
+    assert max(grains) > 50
+    for _ in range(20):
+        scene = compose(rng, random_things(rng, 1, ALL), pool="train", clutter=0)
+        colors = np.asarray(scene.draw().convert("RGB")).reshape(-1, 3).tolist()
+        values, counts = np.unique(colors, axis=0, return_counts=True)
+        assert values[counts.argmax()].min() >= 205
+
+
 def test_no_two_things_look_alike():
     """In one colour and place, so that the shape alone must tell them apart."""
     drawn = {
