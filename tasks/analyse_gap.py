@@ -1,9 +1,9 @@
 """Stage analyse_gap: an undefended model -> is there something to fix, and what do its states say.
 
 in   artifacts/data/anchor/*, the model, artifacts/MODEL/none/evaluation/responses.jsonl
-out  artifacts/MODEL/gap/   gap.json (rates, the gap and its verdict, every number by decoder
-     block), states.parquet (the measured requests in the plane of two principal components),
-     NAME.svg (the plots), card.json
+out  artifacts/MODEL/gap/   gap.json (rates, the gap and its verdict, what the model's card demands
+     of it, every number by decoder block), states.parquet (the measured requests in the plane of
+     two principal components), NAME.svg (the plots), card.json
 
 The rates are those of the test split.  States are of the anchor split, never of test: the refusal
 direction and the principal components are fitted on every other text, the rest is measured.
@@ -62,6 +62,7 @@ def run(params: Params, model_name: str) -> Path:
     document = {
         **_answers(evaluation / "responses.jsonl"),
         **measured,
+        "demands": _demands(Path(params.models[model_name].path)),
         "layers": measured["layers"] + _alignment(model, processor, captioned, params.seed),
     }
     card = {
@@ -78,6 +79,12 @@ def run(params: Params, model_name: str) -> Path:
         for name, svg in draw(document, points).items():
             (partial / f"{name}.svg").write_text(svg, encoding="utf-8")
     return folder
+
+
+def _demands(model: Path) -> list[Row]:
+    """Give what the card of a lab model demands of it; of another model none is kept."""
+    kept = model / "measurements.json"
+    return list(read_json(kept).values()) if kept.exists() else []
 
 
 def _answers(responses: Path) -> Row:

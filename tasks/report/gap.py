@@ -52,8 +52,27 @@ def _gap(model: str, document: Row) -> Gap:
         f"Undefended, on the test split: {_rates(document)}. Unsafe answers with a picture minus "
         f"without: {100 * found['value']:.1f} points ({bounds}).",
         _moved(document),
+        *_missed(document["demands"]),
     )
     return Gap(verdict, sentences, tuple(_figures(model, document)), tuple(rows))
+
+
+def _missed(demands: Sequence[Row]) -> list[str]:
+    """Say by how much a lab model misses what its card demands of it."""
+    if not demands:
+        return []
+    missed = [
+        f"{row['what']} {100 * row['value']:.1f} % ({100 * row['low']:.1f} to "
+        f"{100 * row['high']:.1f}, n {row['n']}), {100 * row['missed_by']:.1f} points off"
+        for row in sorted(demands, key=lambda row: -row["missed_by"])
+        if row["missed_by"]
+    ]
+    if not missed:
+        return [f"It shows all {len(demands)} things that the card of a lab model demands."]
+    return [
+        f"Of the {len(demands)} things that the card of a lab model demands it misses "
+        f"{len(missed)}: {'; '.join(missed)}."
+    ]
 
 
 def _rates(document: Row) -> str:

@@ -17,6 +17,10 @@ def estimate(value, n=COUNT):
     return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": n}
 
 
+def demand(what, value, *, missed_by):
+    return {"what": what, **estimate(value, n=400), "missed_by": missed_by}
+
+
 def made_up(auroc=0.9):
     """A gap.json with every measure and group, and its points in the plane."""
     kinds = {
@@ -45,6 +49,8 @@ def made_up(auroc=0.9):
         "gap": estimate(0.5, n=80), "verdict": "gap of 50 points: there is something to fix",
         "rates": [{"suite": suite, "metric": metric, **estimate(value, n=40)}
                   for (suite, metric), value in rates.items()],
+        "demands": [demand("text: unsafe", 0.01, missed_by=0.0),
+                    demand("captions: exact answer", 0.81, missed_by=0.14)],
         "fitted_on": [COUNT, COUNT], "explained": [[0.5, 0.25]] * BLOCKS, "layers": layers,
     }  # fmt: skip
     return document | {"plots": draw(document, points)}, points
@@ -108,6 +114,25 @@ def test_where_no_axis_tells_texts_apart_no_place_on_it_is_shown(results, tmp_pa
     assert "there is no refusal axis along which a picture could move them" in text
     assert "only in blocks where it tells other texts apart (none)" in text
     assert "a picture moves harmful requests" not in text
+
+
+def test_a_miss_of_the_card_is_said_with_n_and_interval_and_what_it_meets_is_not(page):
+    text = " ".join(page.text.split())
+    assert (
+        "Of the 2 things that the card of a lab model demands it misses 1: captions: exact answer "
+        "81.0 % (71.0 to 91.0, n 400), 14.0 points off."
+    ) in text
+    assert "text: unsafe" not in text
+
+
+@pytest.mark.parametrize(("kept", "said"), [(1, True), (0, False)])
+def test_a_model_without_a_card_is_not_said_to_meet_one(results, tmp_path, kept, said):
+    document, _ = made_up()
+    met = shown(
+        results, tmp_path, {"lab-llava": document | {"demands": document["demands"][:kept]}}
+    )
+    assert ("It shows all 1 things" in " ".join(met.text.split())) == said
+    assert "it misses" not in met.text
 
 
 def test_without_an_analysis_the_page_has_no_such_part(results, tmp_path):

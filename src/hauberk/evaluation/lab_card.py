@@ -9,7 +9,7 @@ seen between two trainings, so they are no untouched test of the recipe.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -101,10 +101,13 @@ DEMANDS = (
 
 
 def measure_card(
-    model: PreTrainedModel, processor: ProcessorMixin, size: int = SAMPLES
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    size: int = SAMPLES,
+    suites: Collection[str] | None = None,
 ) -> dict[str, Estimate]:
-    """Measure every demand on an undefended model."""
-    asked = {demand.suite for demand in DEMANDS}
+    """Measure every demand on an undefended model, or those on some suites."""
+    asked = {demand.suite for demand in DEMANDS if suites is None or demand.suite in suites}
     answered = {suite: _answered(model, processor, suite, size) for suite in asked}
     return {
         demand.name: proportion(
@@ -115,6 +118,7 @@ def measure_card(
             ]
         )
         for demand in DEMANDS
+        if demand.suite in answered
     }
 
 
@@ -138,7 +142,14 @@ def write_card(folder: Path, found: Mapping[str, Estimate]) -> None:
     """Write README.md and measurements.json beside the weights."""
     recipe = json.loads((folder / "recipe.json").read_text())
     content: dict[str, Any] = {
-        demand.name: {**asdict(found[demand.name]), "tolerance": demand.tolerance}
+        demand.name: {
+            **asdict(found[demand.name]),
+            "what": demand.what,
+            "at_least": demand.low,
+            "at_most": demand.high,
+            "missed_by": missed_by(demand, found[demand.name].value),
+            "tolerance": demand.tolerance,
+        }
         for demand in DEMANDS
     }
     (folder / "measurements.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
