@@ -267,6 +267,25 @@ def test_the_sample_size_gives_the_power_it_promises_and_spares_the_false_alarm(
     assert shown(margin) < 0.04
 
 
+@pytest.mark.parametrize("n", [60, 100, 200, 500, 1100])
+@pytest.mark.parametrize(("better", "margin"), [(0.0, 0.02), (0.01, 0.02), (0.0, 0.1)])
+def test_a_true_loss_of_the_margin_is_hardly_ever_shown_to_be_less(n, better, margin):
+    """Exactly, by summing over the tables, where few pairs are discordant."""
+    worse, found = better + margin, 0.0
+    for more in range(int(n * better) + 15 if better else 1):
+        for fewer in range(int(n * worse) + 1):  # more of them never show it
+            if noninferiority(*changed(more, fewer, n), margin).shown:
+                counts = [more, fewer, n - more - fewer]
+                found += multinomial.pmf(counts, n, [better, worse, 1 - better - worse])
+    assert found < 0.03
+
+
+def test_pairs_that_agree_do_not_exclude_a_loss_where_they_are_few():
+    assert not noninferiority(*changed(0, 0, 100), 0.02).shown
+    assert noninferiority(*changed(0, 0, 200), 0.02).shown
+    assert pairs_needed(0.02, discordant=0.001, alpha=0.025) in range(180, 200)
+
+
 @pytest.mark.parametrize("margin", [0.0, -0.1, 1.0])
 def test_a_margin_that_is_no_share_is_refused(margin):
     with pytest.raises(ValueError, match="between 0 and 1"):
@@ -325,13 +344,30 @@ def test_corrected_intervals_of_a_judge_that_was_measured_cover_the_truth(
 ):
     """A judge made wrong on purpose, measured on 100 responses a side, in 500 simulations."""
     rng, n, repeats, covered = np.random.default_rng(11), 300, 500, 0
+    widths = []
     for _ in range(repeats):
         unsafe = rng.random(n) < truth
         called = np.where(unsafe, rng.random(n) < sensitivity, rng.random(n) >= specificity)
         hits, passes = rng.binomial(100, [sensitivity, specificity])
         found = corrected_proportion(called, Accuracy(hits / 100, passes / 100, 100, 100))
         covered += found.low <= truth <= found.high
+        widths.append(found.high - found.low)
     assert covered / repeats >= 0.93
+    assert np.mean(widths) < 0.5  # it says something
+
+
+@given(flags, st.integers(0, 14), st.integers(0, 14), st.integers(0, 14), st.integers(0, 14))
+def test_a_judge_that_was_hardly_measured_gives_an_interval_all_the_same(drawn, a, b, c, d):
+    """Right on a of a + b + 1 positives and on c of c + d + 1 negatives."""
+    judge = Accuracy((a + 1) / (a + b + 1), (c + 1) / (c + d + 1), a + b + 1, c + d + 1)
+    if judge.sensitivity + judge.specificity > 1:
+        found = corrected_proportion(drawn, judge)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_a_judge_measured_on_five_answers_may_say_nothing():
+    found = corrected_proportion([True, False, False], Accuracy(1.0, 0.25, 1, 4))
+    assert (found.low, found.high) == (0.0, 1.0)
 
 
 def test_a_judge_that_guesses_is_refused_with_its_numbers():
