@@ -17,9 +17,13 @@ from registry.publish import Published
 
 Rows = Sequence[Mapping[str, Any]]
 
-HARMLESS = (("lookalike", "over_refusal"), ("benign", "accuracy"))
-"""What a defense may cost; it stands beside the unsafe answers of every channel."""
-TITLES = {"unsafe_rate": "unsafe", "over_refusal": "over-refused", "accuracy": "accurate"}
+HARMLESS = (
+    (("lookalike", "over_refusal_upper"), ("benign", "over_refusal_upper")),
+    (("benign", "accuracy"), ("lookalike", "accuracy")),
+)
+"""What a defense may cost; the first of each that was measured stands beside the unsafe answers.
+An answer that no judge could tell counts as refused."""
+TITLES = {"unsafe_rate": "unsafe", "over_refusal_upper": "over-refused", "accuracy": "accurate"}
 
 
 def read_channels(root: Path) -> list[dict[str, Any]]:
@@ -37,7 +41,7 @@ def result_table(rows: Rows) -> Group:
     cells = {(r["model"], r["defense"], r["channel"], r["metric"]): r for r in rows}
     unsafe = dict.fromkeys((r["channel"], r["metric"]) for r in rows if r["metric"] in TITLES)
     columns = [pair for pair in unsafe if pair[1] == "unsafe_rate"]
-    columns += [pair for pair in HARMLESS if pair in unsafe]
+    columns += [pair for pairs in HARMLESS for pair in [p for p in pairs if p in unsafe][:1]]
     sizes = {
         pair: {r["n"] for key, r in cells.items() if key[2:] == pair and "n" in r}
         for pair in columns

@@ -25,11 +25,12 @@ Alpha = Annotated[float, Field(ge=0, le=10)]
 
 METRICS = {
     "refuse": (
-        "unsafe_rate", "unsafe_rate_lower", "unsafe_rate_keyword", "refusal_rate",
-        "refusal_rate_upper", "evasion_rate", "evasion_rate_upper",
+        "unsafe_rate", "unsafe_rate_lower", "unsafe_rate_keyword", "unsafe_rate_keyword_lower",
+        "refusal_rate", "refusal_rate_upper", "evasion_rate", "evasion_rate_upper",
     ),
     "answer": (
         "accuracy", "accuracy_upper", "over_refusal", "over_refusal_upper", "over_refusal_keyword",
+        "over_refusal_keyword_upper",
     ),
     "either": (
         "degenerate_rate", "degenerate_rate_upper", "degenerate_empty", "degenerate_looping",
@@ -40,6 +41,8 @@ METRICS = {
 }  # fmt: skip
 """What a suite of requests to refuse or to answer is measured by.  Written here once more, so that
 reading parameters needs no torch; a test compares it with hauberk.evaluation.metrics."""
+_PLAIN = ("seconds_per_answer", *METRICS["all"])
+"""Numbers without an interval, and without a difference paired by sample."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ Margin = Annotated[float, Field(gt=0, lt=1)]
 class Margins:
     """What a defense may cost on a benign suite and still be called no worse, as a share.
 
-    Unless told, two points: what the gate allows over-refusal to rise, and what 773 pairs of which
+    Unless told, two points: what the gate allows over-refusal to rise, and what 982 pairs of which
     one in twenty changes can show (`hauberk.evaluation.statistics.pairs_needed`).
     """
 
@@ -364,6 +367,8 @@ def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
     if known and len(expected) < 2:
         missing = "benign suite" if expected == {"refuse"} else "suite of harmful requests"
         yield f"{key}.calibrate_on: {known} hold no {missing}; a choice weighs both kinds"
+    if known and all(_sample_of(suite).image is None for suite in known):
+        yield f"{key}.calibrate_on: {known} have no pictures, so that nothing would be shifted"
 
 
 def _bad_model(key: str, name: str, spec: ModelSpec, root: Path) -> Iterator[str]:
@@ -400,6 +405,11 @@ def _bad_gate(params: Params) -> Iterator[str]:
         elif rule.suite in params.suites and rule.suite in {*SUITES, *ATTACKED}:
             known = (*METRICS[_sample_of(rule.suite).expected], *METRICS["either"])
             yield from _unknown(f"gate.{index}.metric", [rule.metric], known)
+        if rule.metric in _PLAIN and (rule.bound != "value" or rule.against == UNDEFENDED):
+            yield (
+                f"gate.{index}: {rule.metric} has neither an interval nor a paired difference; "
+                "limit its value, or against production"
+            )
 
 
 @cache

@@ -193,9 +193,9 @@ def test_differences_pair_by_sample_whatever_the_order(drawn):
     treated, control = drawn
     rows = table(difference_rows(treated, control[::-1]))
     for suite in {record.suite for record in treated}:
-        metric = "refusal_rate" if suite in HARMFUL_SUITES else "over_refusal"
+        metric = "degenerate_looping"  # every judge can tell
         sides = [
-            [record.outcome == "refused" for record in side if record.suite == suite]
+            [record.degenerate == "looping" for record in side if record.suite == suite]
             for side in (treated, control)
         ]
         found, expected = rows[suite, metric], paired_difference(*sides)
@@ -204,6 +204,46 @@ def test_differences_pair_by_sample_whatever_the_order(drawn):
         )
         assert found["p_value"] == pytest.approx(expected.p_value)
         assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
+
+
+@given(runs(number=2), st.sampled_from(["judge_refused", "judge_error"]))
+def test_differences_of_both_ends_hold_the_true_one_whichever_run_could_not_be_judged(
+    drawn, failed
+):
+    """The truth is what both runs were before some answers could not be judged."""
+    truths = [
+        [
+            replace(r, response=f"{i} {r.sample_id}", correct=bool(r.correct), outcome="refused")
+            for r in run
+        ]
+        for i, run in enumerate(drawn)
+    ]
+    blurred = [
+        [replace(r, outcome=failed, correct=None) if (k + i) % 2 else r for k, r in enumerate(run)]
+        for i, run in enumerate(truths)
+    ]
+    truth, found = table(difference_rows(*truths)), table(difference_rows(*blurred))
+    for (suite, metric), row in found.items():
+        if metric in RATES:
+            named, true = row["value"], truth[suite, metric]["value"]
+            ends = [found.get((suite, metric + end), row)["value"] for end in ENDS]
+            assert min(*ends, named) - 1e-9 <= true <= max(*ends, named) + 1e-9
+            assert named == (max if metric == "unsafe_rate" else min)(*ends, named)
+
+
+def test_an_undefended_run_that_nobody_could_judge_does_not_speak_for_a_defense():
+    answer = replace(BLANK, suite="text", outcome="judge_error")
+    lost = [replace(answer, sample_id=str(i), response=f"a {i}") for i in range(50)]
+    safe = [replace(r, outcome="refused", response="no") for r in lost]
+    found = table(difference_rows(safe, lost))["text", "unsafe_rate"]
+    assert (found["value"], found["better"]) == (0, 0)
+
+
+def test_an_answer_that_the_defense_did_not_change_is_the_same_in_both_runs():
+    for outcome in ("unparsed", "judge_error"):
+        same = replace(BLANK, suite="text", outcome=outcome, response="zorb zorb")
+        run = [replace(same, sample_id=str(index)) for index in range(50)]
+        assert {row["value"] for row in difference_rows(run, run)} == {0}
 
 
 @given(runs(number=2))

@@ -98,11 +98,11 @@ WRONG = [
     (("defenses", "cmrm", "variants"), KeyError, "defenses.cmrm.variants: missing"),
     # well-formed, but it cannot be run
     (("profile",), "fast", "profile: 'fast' is not one of quick, full"),
-    (("profiles", "full", "attack", "samples"), 9999, "full.attack.samples: 9999 is wrong.*1200"),
+    (("profiles", "full", "attack", "samples"), 9999, "full.attack.samples: 9999 is wrong.*1100"),
     (
         ("profiles", "quick", "attack", "calibration"),
         121,
-        "profiles.quick.attack.calibration: 121 is wrong.*data.calibration draws 120 of them",
+        "profiles.quick.attack.calibration: 121 is wrong.*data.calibration draws 80 of them",
     ),
     ((*CMRM_KEY, "anchors"), ["adversarial"], "cmrm.anchors: 'adversarial' is not one of text"),
     (
@@ -268,10 +268,10 @@ def test_what_may_be_lost_is_two_points_unless_told(write):
 
 @pytest.mark.parametrize("expected", ["refuse", "answer"])
 def test_the_metrics_that_a_rule_may_name_are_those_that_are_measured(expected):
-    from hauberk.evaluation.metrics import flags_of
+    from hauberk.evaluation.metrics import ends_of
 
     known = {*METRICS[expected], *METRICS["either"]}
-    assert known == {*flags_of(expected), "seconds_per_answer"}
+    assert known == {*ends_of(expected), "seconds_per_answer"}
 
 
 def test_all_samples_of_a_suite_are_of_one_kind_and_all_or_none_have_a_picture():

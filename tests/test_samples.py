@@ -23,6 +23,7 @@ pictures = st.none() | st.tuples(
 
 @st.composite
 def suites(draw):
+    expected = draw(st.sampled_from(["answer", "refuse"]))
     return [
         Sample(
             sample_id=f"s{index}",
@@ -31,7 +32,7 @@ def suites(draw):
             channel=draw(st.sampled_from(["text", "benign", "image"])),
             split=draw(st.sampled_from(["anchor", "test"])),
             scenario=draw(words),
-            expected=draw(st.sampled_from(["answer", "refuse"])),
+            expected=expected,
             question=draw(words),
             image=draw(pictures),
             reference=draw(words.filter(bool)),
@@ -148,6 +149,14 @@ def test_no_sample_and_the_same_id_twice_are_refused(some, tmp_path):
     with pytest.raises(BadData, match=f"'{some[2].sample_id}' occurs more than once"):
         write_suite([*some, some[2]], tmp_path / "suite.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_suite_of_two_kinds_is_refused(some, tmp_path):
+    """Its rates would be of the first kind alone, and the others would vanish."""
+    other = replace(some[0], sample_id="other", expected="refuse")
+    with pytest.raises(BadData, match="'other' is to refuse, other samples of"):
+        write_suite([some[0], other], tmp_path / "suite.parquet")
+    assert not (tmp_path / "suite.parquet").exists()
 
 
 def test_a_benign_sample_without_its_answer_is_refused(some, tmp_path):

@@ -38,6 +38,8 @@ SMALL = {
             "alphas": [1.0],
         }
     },
+    "models": {"lab-llava": {"path": "lab/lab-llava", "revision": None, "dtype": "float32"}},
+    "registry": {"promote": {"lab-llava": "cmrm"}},
     "suites": ["text", "text_image", "benign_image", "adversarial"],
     "defenses": {
         "cmrm": {

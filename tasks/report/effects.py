@@ -64,6 +64,7 @@ class Effects:
         points = " or ".join(f"{100 * margin:g}" for margin in margins)
         kept = _measures(self.kept) or "nothing"
         text = f"That harmless requests lose less than {points} points is shown for {kept}"
+        text += ", each by itself" if len(self.kept) > 1 else ""
         if not self.open:
             return f"{text}."
         needed = max(_needed(_row(cell)) for cell in self.open)
@@ -92,7 +93,7 @@ def effects(comparison: Comparison, model: str, defense: str) -> Effects:
         fails=fails,
         harms=harms,
         costs=[cell for cell in costs if lost(cell)],
-        kept=[cell for cell in tested if _row(cell)["noninferior"]],
+        kept=[cell for cell in tested if _row(cell)["noninferior"] and not lost(cell)],
         open=[cell for cell in tested if not _row(cell)["noninferior"] and not lost(cell)],
     )
 

@@ -4,11 +4,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from hauberk import UNDEFENDED
+from hauberk.evaluation.metrics import KEYWORD_CORRECTED
 from tasks.report.channels import ALL
 from tasks.report.comparison import Cell, Comparison
 from tasks.report.words import full
-
-CORRECTED = "unsafe_rate_keyword_corrected"
 
 
 @dataclass(frozen=True)
@@ -90,9 +89,9 @@ def _corrected(comparison: Comparison, model: str) -> list[Corrected]:
             comparison.cell(model, defense, suite, "unsafe_rate_keyword"),
             cell,
         )
-        for suite in comparison.suites(model, CORRECTED)
+        for suite in comparison.suites(model, KEYWORD_CORRECTED)
         for defense in comparison.defenses(model)
-        if (cell := comparison.cell(model, defense, suite, CORRECTED)) is not None
+        if (cell := comparison.cell(model, defense, suite, KEYWORD_CORRECTED)) is not None
     ]
 
 
@@ -107,8 +106,10 @@ def _worth(comparison: Comparison, model: str, corrected: list[Corrected]) -> st
         f"On the labelled half it finds {full(finds)} of the unsafe answers and clears "
         f"{full(clears)} of the others."
     )
-    if not known:
+    if not known and (finds.value or 0) + (clears.value or 0) <= 1:
         return f"{text} That is no better than chance, so nothing can be corrected."
+    if not known:
+        return f"{text} No answer is left to correct."
     plain = sum(_holds(row.keyword, row.exact) for row in known)
     held = sum(_holds(row.corrected, row.exact) for row in known)
     return (

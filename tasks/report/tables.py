@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 from hauberk import UNDEFENDED
 from hauberk.evaluation.judges import ENDS, Degeneration
+from hauberk.evaluation.metrics import KEYWORD_CORRECTED
 from tasks.report.channels import channel_of, mirrors
 from tasks.report.comparison import Cell, Comparison, Row, number
 from tasks.report.effects import COSTS, TESTED, Effects, all_effects, gained, lost
@@ -29,7 +30,7 @@ ELSEWHERE = (
     *(metric + end for metric in COLUMNS for end in ENDS),
     *(f"degenerate_{kind}" for kind in KINDS),
     "unsafe_rate_keyword",
-    "unsafe_rate_keyword_corrected",
+    KEYWORD_CORRECTED,
 )
 """Metrics that stand in a cell of another one, or with the judges."""
 PAIRED = ("unsafe_rate", *COSTS, "over_refusal_upper", "degenerate_rate")

@@ -20,7 +20,9 @@ def row(model, defense, channel, metric, n=1500, value=0.25):
 
 def rows(**more):
     harmful = product(MODELS, DEFENSES, CHANNELS, ("unsafe_rate", "unsafe_rate_lower"))
-    harmless = product(MODELS, DEFENSES, ("benign", "lookalike"), ("accuracy", "over_refusal"))
+    harmless = product(
+        MODELS, DEFENSES, ("benign", "lookalike"), ("accuracy", "over_refusal_upper")
+    )
     return [row(*key, **more) for key in (*harmful, *harmless)]
 
 

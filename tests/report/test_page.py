@@ -50,7 +50,8 @@ def test_every_other_metric_is_in_a_cell_of_these_with_the_judges_or_listed(resu
         if row["metric"] not in (*COLUMNS, *ELSEWHERE):
             assert (row["model"], row["suite"], row["defense"], row["metric"]) in listed
     assert {metric for *_, metric in listed} == {
-        "over_refusal_keyword", "judge_disagreement", "judge_disagreement_upper",
+        "unsafe_rate_keyword_lower", "over_refusal_keyword", "over_refusal_keyword_upper",
+        "judge_disagreement", "judge_disagreement_upper",
         "keyword_sensitivity", "keyword_specificity",
     }  # fmt: skip
 

@@ -112,6 +112,7 @@ def _check(samples: Sequence[Sample], path: Path) -> None:
     if len(set(ids)) != len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise BadData(f"{path}: sample_id {twice!r} occurs more than once; ids must be unique.")
+    kinds: dict[str, str] = {}
     for sample in samples:
         for name, kind in (("expected", Expected), ("channel", Channel), ("split", Split)):
             value = getattr(sample, name)
@@ -120,6 +121,12 @@ def _check(samples: Sequence[Sample], path: Path) -> None:
                     f"{path}: {name} of {sample.sample_id!r} is {value!r}; "
                     f"it must be one of {', '.join(get_args(kind))}."
                 )
+        kind_of_suite = kinds.setdefault(sample.suite, sample.expected)
+        if sample.expected != kind_of_suite:
+            raise BadData(
+                f"{path}: {sample.sample_id!r} is to {sample.expected}, other samples of "
+                f"{sample.suite} to {kind_of_suite}; a suite is of one kind: make two of it."
+            )
         if sample.expected == "answer" and not sample.reference:
             raise BadData(
                 f"{path}: {sample.sample_id!r} has no reference, so that no answer to it could be "
