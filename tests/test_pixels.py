@@ -10,17 +10,20 @@ from transformers import (
     CLIPImageProcessor,
     GotOcr2ImageProcessor,
     Qwen2VLImageProcessor,
+    SiglipImageProcessor,
     ViTImageProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from hauberk.errors import ResampledPicture, UnknownFamily
-from hauberk.pixels import as_fed, frozen, pixel_input
+from hauberk.pixels import APART, LAYOUTS, as_fed, check_pixel_input, frozen, pixel_input
 from hauberk.requests import encode
 
 SQUARE = {"crop_size": {"height": 48, "width": 48}, "size": {"shortest_edge": 48}}
+PADDED = {"height": 60, "width": 60}
 FLAT = {"patch_size": 8, "merge_size": 2, "size": {"shortest_edge": 32**2, "longest_edge": 96**2}}
 TILED = {"size": {"height": 48, "width": 48}, "crop_to_patches": True, "max_patches": 4}
 FED = [
@@ -28,6 +31,13 @@ FED = [
     (CLIPImageProcessorPil, SQUARE, (48, 48)),
     (CLIPImageProcessorPil, {**SQUARE, "size": {"height": 48, "width": 48}}, (48, 48)),
     (CLIPImageProcessorPil, {"size": {"shortest_edge": 48}, "do_center_crop": False}, (48, 64)),
+    (
+        CLIPImageProcessorPil,
+        {"size": {"height": 48, "width": 56}, "do_center_crop": False, "crop_size": None},
+        (48, 56),
+    ),
+    (SiglipImageProcessor, {"size": {"height": 48, "width": 56}}, (48, 56)),
+    (SiglipImageProcessorPil, {"size": {"height": 48, "width": 56}}, (48, 56)),
     (Qwen2VLImageProcessor, FLAT, (48, 80)),
     (Qwen2VLImageProcessorPil, FLAT, (48, 80)),
     (Qwen2VLImageProcessorPil, {**FLAT, "temporal_patch_size": 1, "merge_size": 1}, (40, 56)),
@@ -99,6 +109,7 @@ def test_every_pixel_gets_the_gradient_of_what_it_becomes(kind, settings, size):
         (CLIPImageProcessorPil, SQUARE, (48, 64)),
         (CLIPImageProcessorPil, SQUARE, (96, 96)),
         (CLIPImageProcessorPil, {**SQUARE, "size": {"shortest_edge": 56}}, (48, 48)),
+        (SiglipImageProcessorPil, {"size": {"height": 48, "width": 56}}, (56, 48)),
         (Qwen2VLImageProcessorPil, FLAT, (48, 50)),
         (Qwen2VLImageProcessorPil, FLAT, (16, 16)),
         (Qwen2VLImageProcessorPil, FLAT, (192, 192)),
@@ -110,6 +121,40 @@ def test_pictures_that_would_be_resampled_or_cropped_are_refused(kind, settings,
     says = f"pictures of {height} x {width} pixels are resampled or cropped by {kind.__name__}"
     with pytest.raises(ResampledPicture, match=says):
         pixel_input(Around(kind(**settings)), pixels_of(noise(height, width)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (CLIPImageProcessorPil, {**SQUARE, "do_pad": True, "pad_size": PADDED}),
+        (GotOcr2ImageProcessorPil, {**TILED, "min_patches": 2}),
+        (GotOcr2ImageProcessorPil, {**TILED, "size": {"height": 48, "width": 96}}),
+    ],
+)
+def test_a_setting_that_is_not_repeated_is_refused_with_the_shapes(kind, settings):
+    processor = Around(kind(**settings))
+    fed = as_fed(processor, noise(48, 48, number=1)[0])
+    real = processor.image_processor([fed], return_tensors="pt")
+    says = (
+        rf"pixel_values of shape \(1, .* instead of \({len(real.pixel_values)}, .*{kind.__name__}"
+    )
+    with pytest.raises(UnknownFamily, match=says):
+        check_pixel_input(processor, pixels_of([fed]), real)
+
+
+@pytest.mark.parametrize(("kind", "settings", "size"), FED)
+def test_what_is_repeated_passes_and_a_difference_of_less_than_one_step_of_8_bits_does_not(
+    kind, settings, size
+):
+    processor, pixels = Around(kind(**settings)), pixels_of(noise(*size))
+    real = processor.image_processor(noise(*size), return_tensors="pt")
+    check_pixel_input(processor, pixels, real)
+    one_step = 1 / 255 / max(processor.image_processor.image_std)
+    assert one_step > 2 * APART
+    real["pixel_values"].view(-1)[7] += one_step / 2
+    says = rf"differs by up to {one_step / 2:.2g}\d* from what {kind.__name__} makes.*LAYOUTS"
+    with pytest.raises(UnknownFamily, match=says):
+        check_pixel_input(processor, pixels, real)
 
 
 sides = st.integers(20, 200)
@@ -128,8 +173,8 @@ def test_a_picture_of_any_size_can_be_made_one_that_is_fed_as_it_is(height, widt
 
 def test_a_processor_without_a_row_is_named_with_those_that_have_one():
     processor = Around(ViTImageProcessor())
-    known = "known are CLIPImageProcessor, Qwen2VLImageProcessor, GotOcr2ImageProcessor"
-    with pytest.raises(UnknownFamily, match=rf"ViTImageProcessor.*{known}.*LAYOUTS"):
+    known = ", ".join(LAYOUTS)
+    with pytest.raises(UnknownFamily, match=rf"ViTImageProcessor.*known are {known}.*LAYOUTS"):
         pixel_input(processor, torch.zeros(1, 3, 224, 224))
     with pytest.raises(UnknownFamily, match="ViTImageProcessor"):
         as_fed(processor, noise(8, 8)[0])

@@ -2,10 +2,11 @@
 
 Processors work on 8-bit pictures, outside of automatic differentiation.  :func:`pixel_input`
 repeats what they do to a picture that they neither resample nor crop: rescale, normalise, lay out.
-An attack on a picture and the training of a frame around it both start there.
+An attack on a picture and the training of a frame around it both start there.  Not every setting
+of every processor is repeated: :func:`check_pixel_input` compares with the real one.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from hauberk.errors import ResampledPicture, UnknownFamily
 
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+APART = 1e-3
+"""Rounding stays below it, where float32 is used; one step of 8 bits is 1/255 or more."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,40 @@ def pixel_input(processor: ProcessorMixin, pixels: Tensor) -> dict[str, Tensor]:
     return layout.arrange(images, pixels)
 
 
+def check_pixel_input(
+    processor: ProcessorMixin, pixels: Tensor, real: Mapping[str, Tensor]
+) -> None:
+    """Check that :func:`pixel_input` makes of some pictures what the real processor made of them.
+
+    Parameters
+    ----------
+    processor, pixels : as :func:`pixel_input` takes them
+    real : what ``processor`` made of the same pictures, whatever else it holds
+
+    Raises
+    ------
+    UnknownFamily
+        If the two differ in shape, or by more than :data:`APART`.
+    ResampledPicture
+        As :func:`pixel_input` raises it.
+    """
+    height, width = pixels.shape[-2:]
+    for name, made in pixel_input(processor, pixels).items():
+        given = real[name].to(made)
+        if made.shape != given.shape:
+            how = f"{name} of shape {tuple(made.shape)} instead of {tuple(given.shape)}"
+        elif not torch.allclose(made, given, atol=APART):
+            how = f"{name} that differs by up to {(made - given).abs().max():.3g}"
+        else:
+            continue
+        raise UnknownFamily(
+            f"hauberk.pixels makes {how} from what {type(processor.image_processor).__name__} "
+            f"makes of the same pictures of {height} x {width} pixels, so that gradients would be "
+            "those of another input than the model's; set the processor as models of its family "
+            "do, or teach its row in LAYOUTS of hauberk/pixels.py this setting."
+        )
+
+
 def as_fed(processor: ProcessorMixin, image: Image.Image) -> Image.Image:
     """Crop and resample a picture to the size that the processor feeds as it is.
 
@@ -113,7 +151,7 @@ def _layout_of(processor: ProcessorMixin) -> tuple[Any, Layout]:
     return images, LAYOUTS[name]
 
 
-# --- one square: CLIP -------------------------------------------------------------------------
+# --- one square: CLIP and SigLIP --------------------------------------------------------------
 
 
 def _square_sizes(images: Any, height: int, width: int) -> list[Size]:
@@ -121,8 +159,9 @@ def _square_sizes(images: Any, height: int, width: int) -> list[Size]:
     resized = (size.height, size.width)
     if size.shortest_edge:
         resized = height * size.shortest_edge // short, width * size.shortest_edge // short
-    crop = images.crop_size["height"], images.crop_size["width"]
-    return [resized, crop] if images.do_center_crop else [resized]
+    if not images.do_center_crop:
+        return [resized]
+    return [resized, (images.crop_size["height"], images.crop_size["width"])]
 
 
 def _plain(_: Any, pixels: Tensor) -> dict[str, Tensor]:
@@ -171,6 +210,7 @@ def _tile_sizes(images: Any, _height: int, _width: int) -> list[Size]:
 
 LAYOUTS = {
     "CLIPImageProcessor": Layout(_square_sizes, _plain),
+    "SiglipImageProcessor": Layout(_square_sizes, _plain),
     "Qwen2VLImageProcessor": Layout(_flat_sizes, _flat),
     "GotOcr2ImageProcessor": Layout(_tile_sizes, _plain),
 }
