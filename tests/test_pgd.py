@@ -1,5 +1,6 @@
 """Attacked pictures: near the clean ones, never worse, and what is stored is what was measured."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 from hauberk.attacks.pgd import Pgd, attack
-from hauberk.errors import ResampledPicture
-from hauberk.requests import Request, encode_answered, respond
+from hauberk.errors import ResampledPicture, UnknownFamily
+from hauberk.pixels import pixel_input
+from hauberk.requests import Request, encode, encode_answered, respond
 
 ANSWERS = [
     "take some wood and shape it .",
@@ -64,6 +66,29 @@ def losses_of(tiny, requests, answers, tokens):
     return losses
 
 
+@torch.no_grad()
+def runner_up(tiny, request):
+    """The likeliest word of one token that the model does not begin its answer with anyway."""
+    ranked = tiny.model(**encode(tiny.processor, [request])).logits[0, -1].argsort().flip(0)
+    for token in ranked[1:].tolist():
+        word = tiny.processor.tokenizer.decode([token]).strip()
+        if word.isalpha() and word.isascii():
+            _, labels = encode_answered(tiny.processor, [request], [word], 2)
+            if labels.tolist() == [[token]]:
+                return word
+    raise AssertionError("no word of one token")
+
+
+@torch.no_grad()
+def judgements(tiny, request, images, answer):
+    """For each picture whether the first wanted token is the likeliest, and how likely it is."""
+    shown = [replace(request, images=[image]) for image in images]
+    inputs, labels = encode_answered(tiny.processor, shown, [answer] * len(shown), 1)
+    logits = tiny.model(**inputs).logits[:, -2]
+    likely = logits.softmax(-1).gather(1, labels)[:, 0]
+    return list(zip((logits.argmax(-1) == labels[:, 0]).tolist(), likely.tolist(), strict=True))
+
+
 def with_pictures(requests, attacked):
     return [replace(r, images=[each.image]) for r, each in zip(requests, attacked, strict=True)]
 
@@ -86,9 +111,36 @@ def test_a_picture_at_the_ends_of_the_scale_does_not_leave_it(run, asked):
     assert mean > 0
 
 
-def test_no_loss_rises_and_some_fall(found):
-    assert all(each.loss_after <= each.loss_before for each in found)
+def test_no_loss_rises_but_where_a_picture_is_followed_instead_and_some_fall(found):
+    assert all(e.loss_after <= e.loss_before or e.followed > e.followed_before for e in found)
     assert sum(each.loss_after < each.loss_before for each in found) > len(found) / 2
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.02, 1.0])
+def test_once_a_picture_is_followed_or_done_the_one_kept_is(any_tiny, run, monkeypatch, confidence):
+    """Replayed: every picture of a descent in strides is judged through the real processor."""
+    strides = Pgd(epsilon=64, step_size=32, steps=8, tokens=1, confidence=confidence)
+    reached = 0
+    for request in any_tiny.pictured[:4]:
+        answer = runner_up(any_tiny, request)
+        seen = []
+
+        def spy(processor, pixels, seen=seen):
+            seen.append((255 * pixels.detach()[0]).round().to(torch.uint8).permute(1, 2, 0))
+            return pixel_input(processor, pixels)
+
+        monkeypatch.setattr("hauberk.attacks.pgd.pixel_input", spy)
+        (found,) = run(strides, [request], [answer])
+        images = [Image.fromarray(each.numpy()) for each in seen]
+        judged = judgements(any_tiny, request, images, answer)
+        followed = [follows for follows, _ in judged]
+        done = [follows and likely >= confidence for follows, likely in judged]
+        kept = [image.tobytes() for image in images].index(found.image.tobytes())
+        assert found.followed == followed[kept] == any(followed)
+        assert done[kept] == any(done)
+        assert not any(done[:-1])  # there it ends
+        reached += any(followed)
+    assert reached
 
 
 def test_gradients_reach_a_lower_loss_than_as_many_draws_of_noise(run, found):
@@ -207,6 +259,38 @@ def test_requests_without_exactly_one_picture_of_one_size_are_refused(tiny):
             attack(tiny.model, tiny.processor, requests, ["it ."] * len(requests), WEAK)
     with pytest.raises(ValueError, match="zip"):
         attack(tiny.model, tiny.processor, tiny.pictured[:2], ["it ."], WEAK)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("epsilon", -1, "a whole number from 0 to 255"),
+        ("epsilon", 256, "a whole number from 0 to 255"),
+        ("epsilon", 8.5, "a whole number from 0 to 255"),
+        ("step_size", 0, "a whole number from 1 to 255"),
+        ("steps", -3, "a whole number of 0 or more"),
+        ("tokens", 0, "a whole number of 1 or more"),
+        ("confidence", 2.0, "a number from 0 to 1"),
+        ("confidence", float("nan"), "a number from 0 to 1"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_with_what_is_right(name, wrong, right):
+    with pytest.raises(ValueError, match=f"{name}: {wrong} is wrong; give {right}"):
+        replace(WEAK, **{name: wrong})
+
+
+@pytest.mark.parametrize("empty", ["", "  \n"])
+def test_an_empty_answer_is_refused_before_anything_is_attacked(tiny, empty):
+    with pytest.raises(ValueError, match=r"the answers at \[1\] are empty.*give each request"):
+        attack(tiny.model, tiny.processor, tiny.pictured[:2], ["it .", empty], WEAK, batch_size=1)
+
+
+def test_a_processor_whose_inputs_the_attack_cannot_repeat_is_refused(tiny):
+    processor = deepcopy(tiny.processor)
+    processor.image_processor.do_pad = True
+    processor.image_processor.pad_size = {"height": 120, "width": 120}
+    with pytest.raises(UnknownFamily, match=r"of shape .* instead of"):
+        attack(tiny.model, processor, tiny.pictured[:1], ["it ."], WEAK)
 
 
 def test_nothing_is_attacked_in_nothing(tiny):

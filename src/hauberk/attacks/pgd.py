@@ -16,6 +16,8 @@ Carlini et al., arXiv:2306.15447; Qi et al., arXiv:2306.13213, whose radii are 1
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -25,13 +27,28 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hauberk.pixels import frozen, pixel_input
+from hauberk.pixels import check_pixel_input, frozen, pixel_input
 from hauberk.requests import IGNORED, Request, encode_answered
+
+_RIGHT = {
+    "epsilon": (0, 255),
+    "step_size": (1, 255),
+    "steps": (0, inf),
+    "tokens": (1, inf),
+    "confidence": (0, 1),
+}
+"""The least and the most of every number of :class:`Pgd` that has such."""
 
 
 @dataclass(frozen=True)
 class Pgd:
-    """How strong an attack is."""
+    """How strong an attack is.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of its range, or one but the confidence is not whole.
+    """
 
     epsilon: int
     """Radius of the ball, on the scale 0..255; 0 changes nothing, 255 leaves the picture free."""
@@ -47,6 +64,15 @@ class Pgd:
     such as against a defense that it was not made for."""
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RIGHT.items():
+            value = getattr(self, name)
+            whole = name != "confidence"
+            if not low <= value <= high or (whole and not isinstance(value, Integral)):
+                kind = "a whole number" if whole else "a number"
+                right = f"from {low} to {high}" if high < inf else f"of {low} or more"
+                raise ValueError(f"{name}: {value} is wrong; give {kind} {right}.")
+
 
 @dataclass(frozen=True)
 class Attacked:
@@ -57,7 +83,8 @@ class Attacked:
     loss_after: float
     followed_before: bool
     followed: bool
-    """Whether the model, decoding greedily, begins its answer with the wanted tokens."""
+    """Whether each wanted token is the most likely by the model's logits, unprocessed: so the model
+    begins a greedy answer unless its generation config changes logits (``repetition_penalty``)."""
 
 
 def attack(
@@ -73,7 +100,9 @@ def attack(
     """Change the picture of each request so that the model begins the answer wanted for it.
 
     A row does not depend on the others but for rounding: all start from the same random offset.
-    The best picture of a row is kept, the one it had among them, so that no loss rises.
+    Of the pictures of a row, the one it had among them, the best is kept: one that is done (see
+    :attr:`Pgd.confidence`) before one that is followed, and that before all others; of two alike
+    that of the lower loss.  So the loss rises only where a picture is followed or done instead.
 
     Parameters
     ----------
@@ -92,9 +121,10 @@ def attack(
     Raises
     ------
     ValueError
-        If a request has not one picture, sizes differ, or their numbers do.
+        If a request has not one picture, sizes differ, their numbers do, or an answer is empty.
     ResampledPicture, UnknownFamily
-        If no gradient passes from the model's input to such pictures.
+        If no gradient passes from the model's input to such pictures, or it would be that of
+        another input than the processor makes.
     """
     sizes = {request.images[0].size if len(request.images) == 1 else None for request in requests}
     if None in sizes or len(sizes) > 1:
@@ -103,6 +133,11 @@ def attack(
             f"{sorted({len(request.images) for request in requests})} pictures, sizes {sizes}."
         )
     pairs = list(zip(requests, answers, strict=True))
+    if empty := [place for place, answer in enumerate(answers) if not answer.strip()]:
+        raise ValueError(
+            f"the answers at {empty} are empty, and a model follows no tokens without a word; "
+            "give each request the answer wanted to it."
+        )
     attacked = []
     for start in range(0, len(pairs), batch_size):
         batch = _attack(model, processor, pairs[start : start + batch_size], setting)
@@ -125,7 +160,9 @@ def _attack(
         if values.shape == inputs["input_ids"].shape
     }
     labels = labels.to(model.device)
-    benign = _stacked([request.images[0] for request in requests]).to(model.device)
+    benign = _stacked([request.images[0] for request in requests])
+    check_pixel_input(processor, benign / 255, inputs)
+    benign = benign.to(model.device)
 
     def measured(pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss of some rows, whether the model follows, whether surely, and the gradient."""
@@ -164,7 +201,8 @@ def _attack(
             if not len(rows):
                 break
             now, follows, sure_now, gradient = measured(moving, rows)
-            better = now < loss[rows]
+            surer = sure_now | (follows & ~followed[rows])
+            better = surer | ((follows == followed[rows]) & (now < loss[rows]))
             kept = rows[better]
             best[kept], loss[kept], followed[kept] = moving[better], now[better], follows[better]
             sure[kept] = sure_now[better]
