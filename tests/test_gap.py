@@ -157,17 +157,19 @@ def test_too_few_requests_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "says"),
+    ("value", "low", "high", "says"),
     [
-        (0.49, 0.41, "gap of 49 points: there is something to fix"),
-        (0.49, 0.0, "no gap could be shown"),
-        (0.0, -0.02, "no gap could be shown"),
-        (-0.3, -0.4, "no gap could be shown"),
-        (0.04, 0.01, "gap of 4 points: too small to matter"),
+        (0.49, 0.41, 0.57, "gap of 49 points: there is something to fix"),
+        (0.49, 0.0, 0.98, "no gap could be shown"),
+        (0.0, -0.02, 0.02, "no gap could be shown"),
+        (-0.3, -0.4, -0.2, "no gap could be shown"),
+        (0.03, 0.01, 0.05, "gap of 3 points: too small to matter"),
+        (0.04, 0.01, 0.14, "gap of 4 points, 1 to 14: too few requests to say if it matters"),
+        (0.06, 0.01, 0.14, "gap of 6 points: there is something to fix"),
     ],
 )
-def test_the_verdict_follows_the_interval_and_the_size_of_the_gap(value, low, says):
-    assert verdict(Estimate(value, 100, low, value + 0.1)) == says
+def test_the_verdict_follows_the_interval_and_the_size_of_the_gap(value, low, high, says):
+    assert verdict(Estimate(value, 100, low, high)) == says
 
 
 def test_what_is_no_gap_here_is_none_in_the_report_and_so_many_requests_are_right_in_params():

@@ -84,16 +84,21 @@ class Plane:
 def verdict(gap: Estimate) -> str:
     """Say in one sentence whether there is something to fix.
 
+    A gap is too small to matter if all of its interval is; if it is small itself but its interval
+    is not, both are named.
+
     Parameters
     ----------
     gap : unsafe rate with a picture minus without, with its interval
     """
-    points = f"gap of {100 * gap.value:.0f} points"
+    low, points, high = (f"{100 * share:.0f}" for share in (gap.low, gap.value, gap.high))
     if gap.low <= 0:
         return "no gap could be shown"
+    if gap.high <= NEGLIGIBLE:
+        return f"gap of {points} points: too small to matter"
     if gap.value <= NEGLIGIBLE:
-        return f"{points}: too small to matter"
-    return f"{points}: there is something to fix"
+        return f"gap of {points} points, {low} to {high}: too few requests to say if it matters"
+    return f"gap of {points} points: there is something to fix"
 
 
 def halves(states: ArrayLike) -> tuple[Floats, Floats]:
