@@ -6,6 +6,7 @@ from PIL import Image
 
 from hauberk.analysis.states import image_states, text_states
 from hauberk.anatomy import anatomy_of
+from hauberk.defenses.shift import Shift, ShiftSetting
 from hauberk.errors import UnsupportedRequest
 from hauberk.lab.language import told
 from hauberk.requests import Request, encode, prompt_of, text_twin
@@ -67,6 +68,20 @@ def test_a_batch_gives_the_states_of_each_request_alone(any_tiny):
     together = image_states(any_tiny.model, any_tiny.processor, pictured, batch_size=2)
     alone = [image_states(any_tiny.model, any_tiny.processor, [request]) for request in pictured]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-4, atol=1e-4)
+
+
+def test_a_defense_that_runs_twins_in_the_same_blocks_does_not_disturb_the_mean(any_tiny):
+    model, processor = any_tiny.model, any_tiny.processor
+    anatomy = anatomy_of(model)
+    vectors = torch.zeros(len(anatomy.blocks), anatomy.hidden_size)
+    requests = [*any_tiny.pictured[:2], any_tiny.varied[0]]
+    plain = image_states(model, processor, requests)
+    for position in ("last", "all"):
+        setting = ShiftSetting(level="sample", compose="incremental", position=position)
+        with Shift(vectors, setting, processor).applied(model):
+            shifted = image_states(model, processor, requests)
+        # Image positions come before the last one, which alone is edited: no block changes them.
+        assert torch.allclose(shifted, plain, rtol=1e-4, atol=1e-4) == (position == "last")
 
 
 def test_a_request_without_picture_has_no_picture_s_state(any_tiny):
