@@ -6,7 +6,6 @@ out  artifacts/MODEL/adversarial/   calibration.parquet, test.parquet, card.json
 """
 
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -52,7 +51,6 @@ def run(params: Params, model_name: str) -> Path:
     folder = attacked_folder(model_name, SUITE)
     with writing(folder, card) as partial, bar:
         for split, samples in clean.items():
-            started = time.perf_counter()
             requests = [
                 replace(request, images=tuple(as_fed(processor, each) for each in request.images))
                 for request in (sample.request for sample in samples)
@@ -67,7 +65,7 @@ def run(params: Params, model_name: str) -> Path:
                 progress=bar.update,
             )
             write_suite(_attacked(samples, found, card), partial / f"{split}.parquet")
-            splits[split] = _summary(found) | {"seconds": time.perf_counter() - started}
+            splits[split] = _summary(found)
     return folder
 
 

@@ -194,10 +194,7 @@ def test_another_attack_makes_other_samples_and_the_same_one_the_same_bytes(done
     before = contents(folder)
     first = {sample.sample_id for sample in read_suite(folder / "test.parquet")}
     run(root, attack, "lab-llava")
-    again = contents(folder)
-    assert {k: v for k, v in again.items() if k.suffix == ".parquet"} == {
-        k: v for k, v in before.items() if k.suffix == ".parquet"
-    }
+    assert contents(folder) == before  # so that no later stage is stale
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["attack"]["epsilon"] = 3
     (root / "params.yaml").write_text(yaml.safe_dump(params))
