@@ -15,7 +15,8 @@ def peak(name: str, number: int, batch_size: int) -> float | None:
     if not STATUS.exists():
         return None
     command = [sys.executable, "-m", "benchmarks.memory", name, str(number), str(batch_size)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    # Not capture_output: what the process says of an error shall be seen.
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(told.stdout)
 
 
