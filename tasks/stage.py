@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -69,25 +68,17 @@ def prepare_torch(params: Params) -> None:
 
 @contextmanager
 def writing(folder: Path, card: dict[str, Any]) -> Iterator[Path]:
-    """Make a folder that is complete or not there: a sibling that is renamed, card last."""
-    from hauberk.bundle import file_hash
+    """Make a folder that is complete or not there, card last (see ``hauberk.bundle.replacing``)."""
+    from hauberk.bundle import file_hash, replacing
 
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing(folder) as partial:
         yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    files = {
-        path.relative_to(partial).as_posix(): file_hash(path)
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
-    }
-    write_json({**card, "files": files}, partial / "card.json")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+        files = {
+            path.relative_to(partial).as_posix(): file_hash(path)
+            for path in sorted(partial.rglob("*"))
+            if path.is_file()
+        }
+        write_json({**card, "files": files}, partial / "card.json")
 
 
 def write_json(content: Any, path: Path) -> Path:

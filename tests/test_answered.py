@@ -1,7 +1,11 @@
 """Requests with the answers wanted to them, as a model would be given them token by token."""
 
+import copy
+
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hauberk.errors import UnsupportedRequest
 from hauberk.lab.build import FAMILIES
@@ -85,9 +89,57 @@ def test_an_answer_ends_after_the_tokens_asked_for(any_tiny):
     assert torch.equal(first, whole[:, :3])
 
 
+LINES = (
+    PARTS.replace(":{%", "\n{%", 1).replace("assistant:", "assistant\n").replace("%} {{", "%}{{")
+)
+"""As :data:`PARTS`, but an answer begins its line."""
+
+
+def metaspaced(tiny, corpus):
+    """A processor whose tokenizer puts a space before a text, as those of Llama 2 do."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    special = ["<pad>", "<s>", "</s>", "<image>"]
+    core.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=200,
+            special_tokens=special,
+            initial_alphabet=[chr(code) for code in range(128)],
+            show_progress=False,
+        ),
+    )
+    processor = copy.copy(tiny.processor)
+    processor.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", extra_special_tokens={"image_token": "<image>"}
+    )
+    processor.chat_template = LINES
+    return processor
+
+
+def test_an_answer_is_tokenized_where_it_stands_and_not_as_a_text_of_its_own(tiny):
+    processor = metaspaced(tiny, ["user assistant what take some wood"] * 9)
+    request, answer = Request("what ?"), "take some wood"
+    assert prompt_of(processor, request).endswith("assistant\n")
+    inputs, labels = encode_answered(processor, [request], [answer], tokens=100)
+    tokenizer = processor.tokenizer
+    whole = tokenizer(prompt_of(processor, request) + answer, add_special_tokens=False)
+    assert inputs["input_ids"][0].tolist() == whole.input_ids
+    assert "".join(tokenizer.convert_ids_to_tokens(labels[0])) == "take▁some▁wood"
+    assert "".join(tokenizer.tokenize(answer)) == "▁take▁some▁wood"
+
+
+def test_an_answer_that_shares_a_token_with_its_prompt_is_refused(tiny):
+    processor = metaspaced(tiny, ["assistant\ntake some wood"] * 9)
+    with pytest.raises(UnsupportedRequest, match=r"joins the end of the prompt .* 'take some"):
+        encode_answered(processor, [Request("what ?")], ["take some wood"], tokens=3)
+
+
 @torch.no_grad()
-def test_what_a_model_answers_is_what_its_logits_predict_at_those_columns(any_tiny):
+def test_what_a_model_answers_is_what_its_logits_predict_at_those_columns(any_tiny, monkeypatch):
     model, processor, requests = any_tiny.model, any_tiny.processor, any_tiny.pictured[:6]
+    unseen = processor.tokenizer.all_special_ids
+    monkeypatch.setattr(model.generation_config, "suppress_tokens", unseen)
     said = [answer.text for answer in respond(model, processor, requests, max_new_tokens=4)]
     pairs = [
         (request, text)
@@ -97,6 +149,8 @@ def test_what_a_model_answers_is_what_its_logits_predict_at_those_columns(any_ti
     assert pairs
     requests, answers = zip(*pairs, strict=True)
     inputs, _ = encode_answered(processor, requests, answers, tokens=1)
-    predicted = model(**inputs).logits[:, -2].argmax(-1)
-    shown = [text.strip() for text in processor.batch_decode(predicted[:, None])]
+    logits = model(**inputs).logits[:, -2]
+    logits[:, unseen] = -torch.inf
+    shown = [text.strip() for text in processor.batch_decode(logits.argmax(-1, keepdim=True))]
+    assert all(shown)
     assert all(answer.startswith(text) for answer, text in zip(answers, shown, strict=True))

@@ -5,8 +5,11 @@ import copy
 import hashlib
 import io
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +18,8 @@ import torch
 import transformers
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
+from tokenizers import Tokenizer, normalizers
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import hauberk
@@ -24,11 +28,13 @@ from hauberk.bundle import (
     SCHEMA,
     Card,
     _canonical,
+    _decoded,
     _load_pyfunc,
     binding_of,
     file_hash,
     fingerprint,
     read_card,
+    replacing,
     write_bundle,
 )
 from hauberk.defenses import Shift
@@ -233,7 +239,7 @@ def test_a_card_whose_hash_is_right_still_cannot_leave_its_folder(tiny, bundle, 
 
 def test_a_card_of_a_newer_schema_is_told_from_a_broken_one(tiny, bundle):
     sign(bundle, schema=SCHEMA + 1, hauberk="9.0.0")
-    with pytest.raises(BadBundle, match=r"schema 2.*up to 1.*hauberk 9\.0\.0"):
+    with pytest.raises(BadBundle, match=rf"schema {SCHEMA + 1}.*up to {SCHEMA}.*hauberk 9\.0\.0"):
         hauberk.load(bundle, tiny.model, tiny.processor)
 
 
@@ -269,16 +275,17 @@ def test_vectors_of_another_shape_are_refused_although_hash_and_binding_are_righ
         hauberk.load(folder, tiny.model, tiny.processor)
 
 
-def refused(folder, model, processor, key):
-    """Load, which must fail for ``key`` alone; the message must name both values."""
+def refused(folder, model, processor, *keys):
+    """Load, which must fail for ``keys`` alone; the message must name both values of each."""
     card, found = read_card(folder)[1], binding_of(model, processor)
     with pytest.raises(WrongModel) as caught:
         hauberk.load(folder, model, processor)
     message = str(caught.value)
-    line = f"{key}: expected {getattr(card.binding, key)}, found {getattr(found, key)}"
-    assert line in message
-    assert message.count("expected ") == 1
-    assert getattr(card.binding, key) != getattr(found, key)
+    for key in keys:
+        line = f"{key}: expected {getattr(card.binding, key)}, found {getattr(found, key)}"
+        assert line in message
+        assert getattr(card.binding, key) != getattr(found, key)
+    assert message.count("expected ") == len(keys)
 
 
 def test_a_model_with_other_weights_is_refused(tiny, made, lab_folder):
@@ -294,7 +301,7 @@ def test_a_model_of_another_depth_is_refused(tiny, made):
     )
     family = build.FAMILIES[tiny.name]
     other = build.network_of(family, tiny.processor.tokenizer, size, seed=0)
-    refused(made, other, tiny.processor, "weights")
+    refused(made, other, tiny.processor, "config", "weights")
 
 
 def test_another_chat_template_is_refused(tiny, made, lab_folder):
@@ -319,17 +326,81 @@ def words(processor):
     processor.tokenizer.add_tokens(["zzz"])
 
 
-@pytest.mark.parametrize("change", [crop, normalise, patches, words])
+def lower(processor):
+    processor.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+
+
+def forget(processor):
+    core = processor.tokenizer.backend_tokenizer
+    state = json.loads(core.to_str())
+    del state["model"]["merges"][-20:]
+    processor.tokenizer._tokenizer = Tokenizer.from_str(json.dumps(state))
+
+
+@pytest.mark.parametrize("change", [crop, normalise, patches, words, lower, forget])
 def test_another_processor_is_refused(made, lab_folder, change):
     model, processor = build.load(lab_folder)
     change(processor)
     refused(made, model, processor, "processor")
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("", "vision_feature_layer", -2),
+        ("text_config", "rope_parameters", {"rope_type": "default", "rope_theta": 5e5}),
+        ("vision_config", "layer_norm_eps", 0.1),
+    ],
+)
+def test_another_config_is_refused(made, lab_folder, part, name, value):
+    model, processor = build.load(lab_folder)
+    setattr(getattr(model.config, part) if part else model.config, name, value)
+    refused(made, model, processor, "config")
+
+
+def test_a_tokenizer_that_was_used_is_still_the_same(made, lab_folder):
+    model, processor = build.load(lab_folder)
+    processor.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert processor.tokenizer.backend_tokenizer.truncation
+    assert replace(binding_of(model, processor), model="") == replace(
+        read_card(made)[1].binding, model=""
+    )
+
+
+def test_a_tokenizer_without_a_backend_is_known_by_its_vocabulary(lab_folder):
+    model, processor = build.load(lab_folder)
+
+    class Slow:
+        chat_template = None
+
+        def __init__(self, words):
+            self.words = words
+
+        def get_vocab(self):
+            return {word: index for index, word in enumerate(self.words)}
+
+    found = []
+    for words in ("abc", "abc", "abd"):
+        processor.tokenizer = Slow(words)
+        found.append(binding_of(model, processor).processor)
+    assert found[0] == found[1] != found[2]
+
+
 def test_another_architecture_is_refused(tiny, bundle):
     card = read_card(bundle)[1]
     sign(bundle, binding=vars(card.binding) | {"architecture": "OtherForConditionalGeneration"})
     refused(bundle, tiny.model, tiny.processor, "architecture")
+
+
+def test_another_version_of_transformers_is_named_where_something_differs(bundle, lab_folder):
+    model, processor = build.load(lab_folder)
+    model.config.image_seq_length += 1
+    with pytest.raises(WrongModel, match=r"found \w+\nLoad the model"):
+        hauberk.load(bundle, model, processor)
+    sign(bundle, versions={"transformers": "5.0.1"})
+    hint = rf"with transformers 5\.0\.1, this is {re.escape(transformers.__version__)}, which may"
+    with pytest.raises(WrongModel, match=hint):
+        hauberk.load(bundle, model, processor)
 
 
 def test_every_difference_is_named_at_once(tiny, made, lab_folder):
@@ -344,14 +415,17 @@ def test_every_difference_is_named_at_once(tiny, made, lab_folder):
         assert f"{key}: expected " in str(caught.value)
 
 
-def test_the_fingerprint_is_the_same_in_every_precision_that_can_hold_the_weights(tiny, tmp_path):
-    copy.deepcopy(tiny.model).bfloat16().save_pretrained(tmp_path / "m")
+def test_the_binding_is_the_same_in_every_precision_that_can_hold_the_weights(any_tiny, tmp_path):
+    copy.deepcopy(any_tiny.model).bfloat16().save_pretrained(tmp_path / "m")
     loaded = [
-        AutoModelForImageTextToText.from_pretrained(tmp_path / "m", dtype=dtype)
-        for dtype in (torch.float32, torch.bfloat16)
+        AutoModelForImageTextToText.from_pretrained(
+            tmp_path / "m", dtype=dtype, attn_implementation=attention
+        )
+        for dtype, attention in ((torch.float32, "sdpa"), (torch.bfloat16, "eager"))
     ]
     assert [str(model.dtype) for model in loaded] == ["torch.float32", "torch.bfloat16"]
-    assert fingerprint(loaded[0]) == fingerprint(loaded[1])
+    first, second = (binding_of(model, any_tiny.processor) for model in loaded)
+    assert first == second
 
 
 def test_the_fingerprint_sees_names_shapes_and_values():
@@ -401,25 +475,17 @@ def test_a_loaded_defense_is_not_applied_to_another_model(tiny, bundle):
             pytest.fail("applied to a model that it was not made for")
 
 
-def test_the_binding_survives_round_trips_through_other_folders(tiny, lab_folder, tmp_path):
-    first = binding_of(*build.load(lab_folder))
-    for name in ("copied", "copied again"):
-        model, processor = build.load(lab_folder)
+def test_the_binding_of_a_model_just_made_survives_round_trips_through_folders(any_tiny, tmp_path):
+    model, processor = any_tiny.model, any_tiny.processor
+    first = binding_of(model, processor)
+    for name in ("saved", "copied", "copied again"):
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
-        lab_folder = tmp_path / name
-        found = binding_of(
-            AutoModelForImageTextToText.from_pretrained(lab_folder),
-            AutoProcessor.from_pretrained(lab_folder),
-        )
+        model = AutoModelForImageTextToText.from_pretrained(tmp_path / name)
+        processor = AutoProcessor.from_pretrained(tmp_path / name)
+        found = binding_of(model, processor)
         assert replace(found, model="") == replace(first, model="")
-        assert found.model == str(lab_folder)
-
-
-def test_the_binding_of_a_model_just_made_is_that_of_the_saved_one(tiny, lab_folder):
-    assert replace(binding_of(tiny.model, tiny.processor), model="") == replace(
-        binding_of(*build.load(lab_folder)), model=""
-    )
+        assert found.model == str(tmp_path / name)
 
 
 @pytest.mark.parametrize("there_before", [False, True])
@@ -447,6 +513,57 @@ def test_what_a_killed_save_left_is_cleared_by_the_next(made, tmp_path):
     write_bundle(tmp_path / "bundle", read_card(made)[1], lambda home: None)
     assert read_card(tmp_path / "bundle")[1].files == {}
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def written(folder, version):
+    """Write a folder of three files that say which version they are of."""
+    with replacing(folder) as partial:
+        for name in "abc":
+            (partial / name).write_text(version)
+
+
+@pytest.mark.parametrize("dead", [True, False])
+def test_whenever_a_write_is_interrupted_the_old_or_the_new_is_there_and_never_half(
+    tmp_path, monkeypatch, dead
+):
+    """A killed process does nothing more; an interrupted one cleans up."""
+    seen, calls = set(), [0]
+    for last in count(1):
+        folder = tmp_path / str(last) / "out"
+        written(folder, "old")
+        with monkeypatch.context() as patched:
+            calls[0] = 0
+
+            def limited(real, last=last):
+                def call(*arguments, **options):
+                    calls[0] += 1
+                    if calls[0] == last or (dead and calls[0] > last):
+                        raise KeyboardInterrupt
+                    return real(*arguments, **options)
+
+                return call
+
+            for name in ("mkdir", "rename", "unlink", "rmdir"):
+                patched.setattr(os, name, limited(getattr(os, name)))
+            try:
+                written(folder, "new")
+            except KeyboardInterrupt:
+                pass
+            else:
+                break
+        whole = [["new"] * 3], [["old"] * 3]
+        found = [
+            sorted(path.read_text() for path in home.iterdir())
+            for home in ((folder,) if folder.exists() else sorted(folder.parent.iterdir()))
+        ]
+        assert found in (*whole, [["old"] * 3, ["new"] * 3])
+        assert folder.exists() or dead
+        seen.add(str(found))
+        written(folder, "next")
+        assert [path.name for path in folder.parent.iterdir()] == ["out"]
+        assert {path.read_text() for path in folder.iterdir()} == {"next"}
+    assert last == 8  # a folder made, two renames, four removals, and one that is not reached
+    assert len(seen) == 2 + dead
 
 
 def test_the_hash_of_a_card_covers_its_floats_exactly(made, tmp_path):
@@ -544,6 +661,34 @@ def test_the_base_model_may_lie_elsewhere_but_must_be_the_same(tiny, made, lab_f
         _load_pyfunc(str(made)).predict(frame, limit)
 
 
+def test_another_path_of_the_base_model_is_asked_for_anew(tiny, made, lab_folder, tmp_path):
+    served = _load_pyfunc(str(made))
+    frame = pd.DataFrame({"prompt": [tiny.plain[0].text]})
+    moved = shutil.copytree(lab_folder, tmp_path / "moved")
+    for path in (lab_folder, moved):
+        served.predict(frame, {"max_new_tokens": 2, "model_path": str(path)})
+        assert served._loaded[0].name_or_path == str(path)
+    first = served._loaded[0]
+    served.predict(frame, {"max_new_tokens": 2, "model_path": str(moved)})
+    assert served._loaded[0] is first
+    with pytest.raises(OSError, match="nowhere"):
+        served.predict(frame, {"model_path": str(tmp_path / "nowhere")})
+
+
+def test_a_picture_is_read_from_text_or_bytes_and_turned_as_its_exif_says(tiny, served):
+    image = tiny.pictured[0].images[0].resize((96, 190))
+    lying = image.transpose(Image.Transpose.ROTATE_90)
+    tag = Image.Exif()
+    tag[ExifTags.Base.Orientation] = 6  # to be turned clockwise by 90 degrees
+    buffer = io.BytesIO()
+    lying.save(buffer, "PNG", exif=tag)
+    text = base64.b64encode(buffer.getvalue())
+    for either in (text, text.decode()):
+        (shown,) = _decoded(0, either)
+        assert shown.size == image.size
+        assert shown.tobytes() == image.tobytes()
+
+
 @pytest.mark.parametrize(
     ("frame", "params", "says"),
     [
@@ -551,6 +696,11 @@ def test_the_base_model_may_lie_elsewhere_but_must_be_the_same(tiny, made, lab_f
         ({"question": ["hello ?"]}, {}, r"column 'prompt'.*found \['question'\]"),
         ({"prompt": ["hello ?"], "image": ["%%%"]}, {}, "row 0.*base64"),
         ({"prompt": ["a", "b"], "image": [None, "aGVsbG8="]}, {}, "row 1.*picture"),
+        ({"prompt": ["a", "b"], "image": ["", b"\x89PNG\r\n"]}, {}, "row 1.*base64"),
+        ({"prompt": ["a"], "image": [Image.new("RGB", (8, 8))]}, {}, "row 0.*type Image"),
+        ({"prompt": ["a"], "image": [0.5]}, {}, "row 0.*type float"),
+        ({"prompt": ["a", None]}, {}, "row 1: prompt is (None|nan); give a text"),
+        ({"prompt": [7]}, {}, "row 0: prompt is 7; give a text"),
     ],
 )
 def test_input_that_cannot_be_answered_is_named(served, frame, params, says):

@@ -86,7 +86,9 @@ def test_what_the_generation_config_asks_for_is_honoured(
     monkeypatch.setattr(any_tiny.model.generation_config, "suppress_tokens", [image])
     monkeypatch.setattr(any_tiny.model.generation_config, name, value)
     rows = generated(any_tiny, requests)
-    assert answered(any_tiny, requests)[0] == expected(any_tiny, rows)
+    found, _ = answered(any_tiny, requests)
+    assert found == expected(any_tiny, rows)
+    assert found[::3] == [answered(any_tiny, [request])[0][0] for request in requests[::3]]
     if "use_cache" not in setting and "cache_implementation" not in setting:
         monkeypatch.undo()
         assert rows != generated(any_tiny, requests)

@@ -3,6 +3,8 @@ on who else is in the batch."""
 
 import copy
 import hashlib
+import io
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from transformers import Gemma3Processor
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
 from hauberk.blank import BLANK_KINDS, blank_image
+from hauberk.errors import BadRequest, UnsupportedRequest
 from hauberk.lab.build import FAMILIES
 from hauberk.requests import (
     Request,
@@ -224,6 +227,17 @@ def test_a_picture_of_any_mode_is_read_as_its_colours(tiny, mode):
     assert torch.equal(shown["pixel_values"], expected["pixel_values"])
 
 
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_16_bit_greyscale_is_read_as_the_8_bit_picture_that_it_refines(tiny, order):
+    grey = tiny.pictured[0].images[0].convert("L")
+    deep = np.asarray(grey).astype(order) * 257
+    image = Image.fromarray((deep + (deep < 65535) * 100).astype(order))
+    assert image.mode.startswith("I;16")
+    shown = encode(tiny.processor, [Request("what is this ?", (image,))])
+    expected = encode(tiny.processor, [Request("what is this ?", (grey,))])
+    assert torch.equal(shown["pixel_values"], expected["pixel_values"])
+
+
 @pytest.mark.parametrize("any_tiny", ["lab-llava"], indirect=True)
 def test_a_processor_that_reads_the_pictures_row_by_row_is_given_them_so(tiny):
     """Gemma 3 compares their number with each prompt's own placeholders."""
@@ -314,3 +328,65 @@ def test_sizes_that_are_not_positive_are_refused_by_name(tiny, wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=f"{name}: .* is wrong, 1 or more is right"):
         respond(tiny.model, tiny.processor, [Request("what ?")], **wrong)
+
+
+@pytest.mark.parametrize("kind", ["image_token", "video_token"])
+@pytest.mark.parametrize("where", ["text", "system"])
+def test_what_stands_for_a_picture_is_found_before_anything_is_answered(tiny, mixed, kind, where):
+    token = getattr(tiny.processor, kind, None)
+    if token is None:
+        assert (tiny.name, kind) == ("lab-llava", "video_token")
+        return
+    bad = Request(**{"text": "what ?", where: f"what {token} ?"})
+    finished = []
+    with pytest.raises(
+        BadRequest, match=rf"request 5: the text 'what .* holds {re.escape(token)!r}"
+    ):
+        ask(
+            tiny,
+            [*mixed[:5], bad],
+            batch_size=1,
+            on_batch=lambda indices, _: finished.extend(indices),
+        )
+    assert finished == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("I", "mode 'I'.*0..255"), ("F", "mode 'F'.*0..255"), ("cut", "truncated")]
+)
+def test_a_picture_that_cannot_be_read_is_named_by_its_request(tiny, kind, says):
+    if kind == "cut":
+        file = io.BytesIO()
+        tiny.pictured[0].images[0].save(file, "PNG")
+        image = Image.open(io.BytesIO(file.getvalue()[:-40]))
+    else:
+        image = Image.new(kind, (96, 96))
+    bad = Request("what is this ?", (image,))
+    with pytest.raises(BadRequest, match=rf"request 2: .*{says}"):
+        ask(tiny, [*tiny.pictured[:2], bad, tiny.plain[0]])
+
+
+def test_a_request_that_does_not_fit_into_the_context_is_named_with_both_numbers(tiny, monkeypatch):
+    short, long = Request("what ?"), Request("what is this ? " * 40)
+    tokens = encode(tiny.processor, [long])["input_ids"].shape[1]
+    config = tiny.model.config.get_text_config()
+    monkeypatch.setattr(config, "max_position_embeddings", tokens + 5)
+    with pytest.raises(
+        BadRequest, match=rf"request 1: {tokens} tokens .* 6 of answer .*context of {tokens + 5};"
+    ):
+        ask(tiny, [short, long])
+    monkeypatch.setattr(config, "max_position_embeddings", tokens + 6)
+    assert len(ask(tiny, [short, long])) == 2
+
+
+def test_a_shortest_answer_that_counts_padding_is_refused_with_the_setting_that_does_not(
+    tiny, monkeypatch
+):
+    monkeypatch.setattr(tiny.model.generation_config, "min_length", 40)
+    with pytest.raises(UnsupportedRequest, match=r"min_length is 40.*set min_new_tokens"):
+        ask(tiny, tiny.plain)
+
+
+def test_no_clock_ends_an_answer(tiny, mixed, alone, monkeypatch):
+    monkeypatch.setattr(tiny.model.generation_config, "max_time", 1e-9)
+    assert texts(ask(tiny, mixed)) == texts(alone)

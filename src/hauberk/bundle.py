@@ -10,35 +10,39 @@ import base64
 import hashlib
 import io
 import json
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.errors import BadBundle, TamperedBundle, WrongModel
 
 CARD = "card.json"
-SCHEMA = 1
+SCHEMA = 2
+"""1 knew of the tokenizer the vocabulary alone, and nothing of the config."""
 
 
 @dataclass(frozen=True)
 class Binding:
     """What a bundle was made for.
 
-    ``model`` and ``revision`` tell a person where the weights came from; the other four are
+    ``model`` and ``revision`` tell a person where the weights came from; the other five are
     compared when a bundle is loaded.
     """
 
     model: str
     revision: str | None
     architecture: str
+    config: str
     weights: str
     chat_template: str
     processor: str
@@ -67,6 +71,7 @@ def binding_of(model: PreTrainedModel, processor: ProcessorMixin) -> Binding:
         model=str(model.config.name_or_path),
         revision=getattr(model.config, "_commit_hash", None),
         architecture=type(model).__name__,
+        config=_text_hash(_canonical(_lasting(model.config.to_dict())).decode()),
         weights=fingerprint(model),
         chat_template=_text_hash(processor.chat_template or processor.tokenizer.chat_template),
         processor=_text_hash(_canonical(_processor_state(processor)).decode()),
@@ -110,28 +115,45 @@ def versions() -> dict[str, str]:
     }
 
 
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write to, which takes the place of ``folder`` when it is complete.
+
+    An error leaves what was there before.  A kill leaves ``folder`` old, new or, between two
+    renames, absent, and never in part; what else it leaves stands beside and is swept by the next
+    call.
+    """
+    made, aside = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old.part"))
+    for left in (made, aside):
+        shutil.rmtree(left, ignore_errors=True)
+    made.mkdir(parents=True)
+    try:
+        yield made
+        if folder.exists():
+            folder.rename(aside)
+        made.rename(folder)
+    except BaseException:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) -> Path:
     """Write a bundle so that it is either complete or not there.
 
     ``write_files`` puts the data files into the folder it is given; their hashes are added to
     the card, which is written last.
     """
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing(folder) as partial:
         write_files(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
-    made_with = versions()
-    content = {**asdict(card), "files": files, "hauberk": made_with["hauberk"]}
-    content["versions"] = made_with
-    content["card_sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
-    (partial / CARD).write_bytes(_canonical(content))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+        files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
+        made_with = versions()
+        content = {**asdict(card), "files": files, "hauberk": made_with["hauberk"]}
+        content["versions"] = made_with
+        content["card_sha256"] = hashlib.sha256(_canonical(content)).hexdigest()
+        (partial / CARD).write_bytes(_canonical(content))
     return folder
 
 
@@ -180,13 +202,19 @@ def check_binding(card: Card, model: PreTrainedModel, processor: ProcessorMixin)
     """Raise :class:`WrongModel`, naming every difference, unless the bundle fits the model."""
     found = asdict(binding_of(model, processor))
     expected = asdict(card.binding)
-    compared = ("architecture", "weights", "chat_template", "processor")
+    compared = ("architecture", "config", "weights", "chat_template", "processor")
     wrong = [
         f"{key}: expected {expected[key]}, found {found[key]}"
         for key in compared
         if expected[key] != found[key]
     ]
     if wrong:
+        then, now = card.versions.get("transformers"), versions()["transformers"]
+        if then not in (None, now):
+            wrong.append(
+                f"It was made with transformers {then}, this is {now}, which may tell the same "
+                "config or processor otherwise."
+            )
         raise WrongModel(
             f"this {card.method} bundle was made for {expected['model']!r}, "
             f"not for {found['model']!r}:\n  "
@@ -250,19 +278,51 @@ def _text_hash(text: Any) -> str:
     return hashlib.sha256(str(text).encode()).hexdigest()
 
 
+_VOLATILE = {
+    *("architectures", "processor_class", "name_or_path", "transformers_version"),
+    *("dtype", "torch_dtype"),
+    *("output_attentions", "output_hidden_states", "return_dict", "use_cache"),
+}
+"""Of a configuration, what does not change what is computed: names, versions, the precision, which
+one loading may choose, and what is handed out besides.  Nor does what begins with _, such as a path
+or the implementation of attention."""
+
+
+def _lasting(state: Any) -> Any:
+    """What stays of a configuration, at every depth, wherever and however it was loaded."""
+    if not isinstance(state, dict):
+        return state
+    return {
+        str(key): _lasting(value)
+        for key, value in state.items()
+        if key not in _VOLATILE and not str(key).startswith("_")
+    }
+
+
 def _processor_state(processor: ProcessorMixin) -> dict[str, Any]:
     """Everything that decides what the model is fed, and nothing that names files or versions."""
-    volatile = {"name_or_path", "_name_or_path", "transformers_version", "processor_class"}
     images = getattr(processor, "image_processor", None)
-    state = images.to_dict() if images is not None else {}
-    kept = {key: value for key, value in state.items() if key not in volatile}
     settings = {
         key: value
         for key, value in vars(processor).items()
-        if isinstance(value, str | int | float | bool) and key not in {*volatile, "chat_template"}
+        if isinstance(value, str | int | float | bool) and key != "chat_template"
     }
-    vocabulary = hashlib.sha256(_canonical(processor.tokenizer.get_vocab())).hexdigest()
-    return {"images": kept, "settings": settings, "vocabulary": vocabulary}
+    return {
+        "images": _lasting(images.to_dict()) if images is not None else {},
+        "settings": _lasting(settings),
+        "tokenizer": _text_hash(_canonical(_tokenizer_state(processor.tokenizer)).decode()),
+    }
+
+
+def _tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """Normalizer, vocabulary, merges and all; but of one that is not fast the vocabulary alone."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        vocabulary: dict[str, Any] = tokenizer.get_vocab()
+        return vocabulary
+    state: dict[str, Any] = json.loads(backend.to_str())
+    # every call sets these anew
+    return {key: value for key, value in state.items() if key not in ("truncation", "padding")}
 
 
 def _load_pyfunc(path: str) -> "PyfuncDefense":
@@ -274,15 +334,23 @@ class PyfuncDefense:
     """A promoted defense behind ``mlflow.pyfunc.load_model``: base model and defense together.
 
     The base model's weights are not in the registry; it is loaded from where the bundle's card
-    says, or from ``model_path``.
+    says, or from ``model_path``, and kept until another path is asked for.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.card = read_card(folder)
         self._loaded: tuple[Any, Any, Any] | None = None
+        self._source: str | None = None
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
-        """Answer rows with columns ``prompt`` and, optionally, ``image`` (base64)."""
+        """Answer rows with columns ``prompt`` and, optionally, ``image`` (base64).
+
+        Raises
+        ------
+        ValueError
+            If a column or parameter is unknown or missing, or a row, which is named, holds no text
+            as prompt or something else than a picture as image.
+        """
         import importlib
 
         requests = importlib.import_module("hauberk.requests")
@@ -290,41 +358,57 @@ class PyfuncDefense:
         params = dict(params or {})
         if unknown := sorted(set(params) - known):
             raise ValueError(f"unknown params {unknown}; known are {sorted(known)}.")
-        model, processor, defense = self._load(params.get("model_path"))
         if "prompt" not in model_input:
             raise ValueError(f"column 'prompt' is missing; found {list(model_input)}.")
         asked = [
-            requests.Request(text=row["prompt"], images=_decoded(index, row.get("image")))
+            requests.Request(_prompt(index, row["prompt"]), _decoded(index, row.get("image")))
             for index, row in enumerate(model_input.to_dict("records"))
         ]
+        model, processor, defense = self._load(params.get("model_path"))
         limit = int(params.get("max_new_tokens", 64))
         answers = requests.respond(model, processor, asked, defense, max_new_tokens=limit)
         return [answer.text for answer in answers]
 
     def _load(self, model_path: str | None) -> tuple[Any, Any, Any]:
-        if self._loaded is None:
+        source = model_path or self.card.binding.model
+        if self._loaded is None or self._source != source:
             import importlib
 
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
-            source = model_path or self.card.binding.model
+            self._loaded = None  # there may be no memory for two
             revision = self.card.binding.revision
             model = AutoModelForImageTextToText.from_pretrained(source, revision=revision).eval()
             processor = AutoProcessor.from_pretrained(source, revision=revision)
             defense = importlib.import_module("hauberk.defenses").load(
                 self.folder, model, processor
             )
-            self._loaded = model, processor, defense
+            self._loaded, self._source = (model, processor, defense), source
         return self._loaded
 
 
-def _decoded(row: int, image: Any) -> list[Any]:
-    """Read the picture of a row: base64 text, or None, NaN or "" where there is none."""
-    if not isinstance(image, str) or not image:
+def _prompt(row: int, prompt: Any) -> str:
+    if not isinstance(prompt, str):
+        raise ValueError(f"row {row}: prompt is {prompt!r}; give a text.")
+    return prompt
+
+
+def _decoded(row: int, image: Any) -> list[Image.Image]:
+    """Read the picture of a row, turned as its EXIF says.
+
+    It is base64, text or bytes; or None, NaN or "" where there is none.
+    """
+    absent = math.isnan(image) if isinstance(image, float) else image is None
+    if absent or (isinstance(image, str) and not image):
         return []
+    if not isinstance(image, str | bytes):
+        raise ValueError(
+            f"row {row}: image is of type {type(image).__name__}; give the bytes of a picture file "
+            'in base64, or None, NaN or "" for no picture.'
+        )
     try:
         picture = Image.open(io.BytesIO(base64.b64decode(image, validate=True)))
         picture.load()  # here, where the row is known
-    except (ValueError, OSError) as error:
+        return [ImageOps.exif_transpose(picture)]
+    except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"row {row}: image is no picture in base64: {error}.") from None
-    return [picture]

@@ -6,6 +6,7 @@
   x UnknownFamily         no anatomy is known for this model
   x LayerOutOfRange       a setting names a block that the model does not have
   x ResampledPicture      a picture has a size that no gradient passes through
+  x BadRequest            a request that the model or its processor cannot read
   x UnsupportedRequest    a defense cannot act on this way of calling the model
   x BadBundle             a folder is no bundle, or one of a newer hauberk
   x TamperedBundle        a bundle's bytes are not those that were published
@@ -37,6 +38,10 @@ class ResampledPicture(HauberkError, ValueError):
     """The image processor would resample or crop a picture, outside of differentiation."""
 
 
+class BadRequest(HauberkError, ValueError):
+    """A request holds what the model or its processor cannot read."""
+
+
 class UnsupportedRequest(HauberkError):
     """The model is called in a way that the defense cannot follow."""
 
@@ -50,4 +55,4 @@ class TamperedBundle(HauberkError):
 
 
 class WrongModel(HauberkError):
-    """A bundle is bound to other weights, another architecture, template or processor."""
+    """A bundle is bound to other weights, another architecture, config, template or processor."""

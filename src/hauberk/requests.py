@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,7 +14,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from hauberk.blank import BlankKind, blank_image
 from hauberk.decoding import greedy
-from hauberk.errors import UnsupportedRequest
+from hauberk.errors import BadRequest, UnsupportedRequest
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks: one turn of text, with the images before it."""
+    """What a user asks: one turn of text, with the images before it.
+
+    Images are read as they are: one from a file of a camera may lie on its side until
+    ``PIL.ImageOps.exif_transpose`` turns it.
+    """
 
     text: str
     images: tuple[Image.Image, ...] = ()
@@ -136,12 +141,14 @@ def encode_answered(
     labels : Tensor (n, k), int64
         The tokens of these columns, :data:`IGNORED` where there is none.  Column j is predicted by
         the logits of the position before it, of which the first is the last one of the prompt.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If the template does not put an answer behind its prompt, or the tokenizer joins the two.
     """
     inputs = encode(processor, requests)
-    said = [
-        processor.tokenizer(continuation_of(processor, *pair), add_special_tokens=False).input_ids
-        for pair in zip(requests, answers, strict=True)
-    ]
+    said = [_tokens_said(processor, *pair) for pair in zip(requests, answers, strict=True)]
     rows = [torch.tensor(ids[:tokens]) for ids in said]
     labels = pad_sequence(rows, batch_first=True, padding_value=IGNORED)
     there = labels != IGNORED
@@ -157,11 +164,33 @@ def encode_answered(
     return inputs, labels
 
 
+def _tokens_said(processor: ProcessorMixin, request: Request, answer: str) -> list[int]:
+    """Tokenize an answer where it stands: alone, a tokenizer may put a space before it."""
+    prompt, said = prompt_of(processor, request), continuation_of(processor, request, answer)
+    before, whole = (
+        list(processor.tokenizer(text, add_special_tokens=False).input_ids)
+        for text in (prompt, prompt + said)
+    )
+    if whole[: len(before)] != before:
+        raise UnsupportedRequest(
+            f"the tokenizer joins the end of the prompt {prompt[-30:]!r} and the answer "
+            f"{said[:30]!r} in one token, which no model says behind that prompt; let the chat "
+            "template end the prompt at the end of a token."
+        )
+    return whole[len(before) :]
+
+
 def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeature:
-    """Turn requests, with or without images, into one left-padded batch of model inputs."""
+    """Turn requests, with or without images, into one left-padded batch of model inputs.
+
+    Raises
+    ------
+    BadRequest
+        If a text holds what stands for a picture, or :func:`as_rgb` cannot read a picture.
+    """
     _refuse_placeholders(processor, requests)
     prompts = [prompt_of(processor, request) for request in requests]
-    images = [[_as_rgb(image) for image in request.images] for request in requests]
+    images = [[as_rgb(image) for image in request.images] for request in requests]
     bos = processor.tokenizer.bos_token
     templated = bool(bos) and all(prompt.startswith(bos) for prompt in prompts)
     inputs: BatchFeature = processor(
@@ -176,16 +205,36 @@ def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeatu
 
 
 def _refuse_placeholders(processor: ProcessorMixin, requests: Sequence[Request]) -> None:
-    token = getattr(processor, "image_token", None)
-    for request in requests:
-        if isinstance(token, str) and token in request.text:
-            raise ValueError(
-                f"the text {request.text[:60]!r} holds {token!r}, which stands for a picture to "
-                "the model; take it out and give pictures as `images`."
-            )
+    # boi_token is what Gemma 3 reads in a prompt where others read image_token
+    names = ("image_token", "boi_token", "video_token")
+    tokens = [getattr(processor, name, None) for name in names]
+    for index, request in enumerate(requests):
+        for text in (request.text, request.system or ""):
+            for token in tokens:
+                if isinstance(token, str) and token in text:
+                    raise BadRequest(
+                        f"request {index}: the text {text[:60]!r} holds {token!r}, which stands "
+                        "for a picture or video to the model; take it out and give pictures as "
+                        "`images`."
+                    )
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Read a picture of any mode as 8-bit colours; 16-bit greyscale is scaled down.
+
+    Raises
+    ------
+    BadRequest
+        If nothing tells which value is white: 32-bit integers (mode I) and floats (mode F), which
+        Pillow would clip to 0..255.
+    """
+    if image.mode in ("I", "F"):
+        raise BadRequest(
+            f"a picture of mode {image.mode!r} does not say which value is white; scale it to "
+            "0..255 and convert it to mode 'L' or 'RGB'."
+        )
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))  # 65535 / 255
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way, which cannot keep it
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -228,6 +277,11 @@ def respond(
     ------
     TypeError, ValueError
         If something else than requests is asked, or a size is not positive.
+    BadRequest
+        Naming the request: before anything is answered if a text holds what stands for a picture,
+        in its batch if the processor cannot read it or it does not fit into the model's context.
+    UnsupportedRequest
+        If the generation config sets ``min_length``, which counts padding.
     """
     from contextlib import nullcontext
 
@@ -240,13 +294,20 @@ def respond(
                 f"{request!r} is no request; give hauberk.Request(text, images) for each answer."
             )
 
+    if shortest := getattr(model.generation_config, "min_length", None):
+        raise UnsupportedRequest(
+            f"generation_config.min_length is {shortest}, which counts the prompt and its padding, "
+            "so that an answer would depend on its batch; set min_new_tokens instead."
+        )
+
     armoured = [defense.rewrite(request) if defense else request for request in requests]
+    _refuse_placeholders(processor, armoured)
     order = sorted(range(len(armoured)), key=lambda i: _length(armoured[i]))
     answers: dict[int, Response] = {}
     with defense.applied(model) if defense else nullcontext():
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            batch = _respond(model, processor, [armoured[i] for i in indices], max_new_tokens)
+            batch = _respond(model, processor, armoured, indices, max_new_tokens)
             answers.update(zip(indices, batch, strict=True))
             if on_batch:
                 on_batch(indices, batch)
@@ -261,23 +322,53 @@ def _respond(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     requests: Sequence[Request],
+    indices: Sequence[int],
     max_new_tokens: int,
 ) -> list[Response]:
     started = time.perf_counter()
-    inputs = encode(processor, requests).to(model.device)
+    inputs = _encode(processor, requests, indices)
+    _refuse_overlong(model, inputs, indices, max_new_tokens)
+    inputs = inputs.to(model.device)
     if "pixel_values" in inputs:
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     generate: Any = model.generate
     answers = generate(
         **inputs,
         max_new_tokens=max_new_tokens,
+        max_time=None,  # an answer is not to depend on the clock
         do_sample=False,
         num_beams=1,
         custom_generate=greedy,
     )
     texts = processor.batch_decode(answers, skip_special_tokens=True)
-    seconds = (time.perf_counter() - started) / len(requests)
+    seconds = (time.perf_counter() - started) / len(indices)
     return [
         Response(text.strip(), len(answer), seconds)
         for text, answer in zip(texts, answers, strict=True)
     ]
+
+
+def _encode(
+    processor: ProcessorMixin, requests: Sequence[Request], indices: Sequence[int]
+) -> BatchFeature:
+    try:
+        return encode(processor, [requests[index] for index in indices])
+    except Exception as error:  # processors have no error of their own for what they cannot read
+        if len(indices) > 1:
+            for index in indices:  # raises for the first that cannot be read by itself
+                _encode(processor, requests, [index])
+        named = ", ".join(map(str, indices))
+        raise BadRequest(f"request {named}: the processor cannot read it: {error}") from error
+
+
+def _refuse_overlong(
+    model: PreTrainedModel, inputs: BatchFeature, indices: Sequence[int], max_new_tokens: int
+) -> None:
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    for index, tokens in zip(indices, inputs["attention_mask"].sum(1).tolist(), strict=True):
+        if context is not None and tokens + max_new_tokens > context:
+            raise BadRequest(
+                f"request {index}: {tokens} tokens of prompt and {max_new_tokens} of answer do not "
+                f"fit into the model's context of {context}; shorten the text, give fewer or "
+                "smaller pictures, or ask for fewer new tokens."
+            )
