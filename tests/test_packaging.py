@@ -25,7 +25,7 @@ MACHINE = re.compile(
     re.VERBOSE,
 )
 
-NOT_READ = {"prepare_data": {"hauberk.requests"}}
+NOT_READ = {"prepare_data": {"hauberk.requests", "hauberk.decoding"}}
 """Modules that a stage's imports lead to, of which it uses nothing."""
 
 

@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.pixels import check_pixel_input, frozen, pixel_input
-from hauberk.requests import IGNORED, Request, encode_answered
+from hauberk.requests import IGNORED, Request, as_rgb, encode_answered
 
 _RIGHT = {
     "epsilon": (0, 255),
@@ -225,7 +225,7 @@ def _attack(
 
 def _stacked(images: Sequence[Image.Image]) -> Tensor:
     """Pictures as (n, 3, height, width), float32, whole numbers in 0..255."""
-    arrays = np.stack([np.asarray(image.convert("RGB")) for image in images])
+    arrays = np.stack([np.asarray(as_rgb(image)) for image in images])
     return torch.from_numpy(arrays).permute(0, 3, 1, 2).float()
 
 
