@@ -22,9 +22,8 @@ Turn = tuple[str, lang.Answer]
 """A question and what is answered, in whatever dialect."""
 
 _TURNS = 4
-"""Questions on one scene that is told in words; a picture, being longer, is asked about in
-``_TURNS - 1``.  Conversations are how visual instructions come (LLaVA's have several turns), and
-they teach more for the price of one prompt."""
+"""Questions on one scene, told in words or shown.  Conversations are how visual instructions come
+(LLaVA's have several turns), and they teach more for the price of one prompt."""
 
 
 # The shares that make up the streams are ours, set by judgement; none was searched.
@@ -51,6 +50,9 @@ _UNANSWERABLE = 0.1
 """Of the questions on a scene: what nobody can tell of it."""
 _WRITTEN = 0.3
 """Of the pictures that are not empty: with words in them."""
+_UNCONNECTED = 0.4
+"""Of those: words that have nothing to do with each other.  A model that reads wishes alone learns
+which thing goes with which verb, and then reads what it expects."""
 _NOTHING_WRITTEN = 0.03
 """Of the questions on a picture without words: what is written there."""
 
@@ -140,7 +142,8 @@ def scenes(rng: random.Random, count: int, *, empty: float = 0.15) -> list[Scene
     """Compose training pictures of up to three objects, toxic ones among them, or of words.
 
     A share of them is ``empty``: a ground, some marks on it perhaps, and no object.  Of the
-    others a share (:data:`_WRITTEN`) shows a written wish, or a name with its object or without.
+    others a share (:data:`_WRITTEN`) shows a written wish, a name with its object or without, or
+    unconnected words.
     """
     made = []
     for _ in range(count):
@@ -149,18 +152,27 @@ def scenes(rng: random.Random, count: int, *, empty: float = 0.15) -> list[Scene
         elif rng.random() < _WRITTEN:
             made.append(_written(rng))
         else:
-            things = random_things(rng, rng.choice((1, 1, 1, 2, 2, 3)), _ALL)
+            things = random_things(rng, rng.choice((1, 1, 2, 2, 2, 3)), _ALL)
             made.append(compose(rng, things, pool=_POOL))
     return made
 
 
 def _written(rng: random.Random) -> Scene:
+    if rng.random() < _UNCONNECTED:
+        return compose_words(rng, _unconnected(rng), pool=_POOL)
     thing = THINGS[rng.choice(_ALL)]
     if rng.random() < 0.5:
         shown = thing if rng.random() < 0.5 else None
         return compose_words(rng, thing.name, pool=_POOL, thing=shown)
     verbs = [v for v in lang.VERBS.values() if lang.pair_pool(v, thing) == _POOL]
     return compose_words(rng, lang.written_wish(rng.choice(verbs), thing), pool=_POOL)
+
+
+def _unconnected(rng: random.Random) -> str:
+    """Words as they may stand on a list: no wish, and so no pairing of verb and thing."""
+    if rng.random() < 0.5:
+        return " a ".join(rng.sample(_ALL, 2))
+    return " ".join(rng.sample([*lang.VERBS, *_ALL], 2))
 
 
 def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
@@ -173,7 +185,7 @@ def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
         names = [item.thing.name for item in scene.placed] if rng.random() < 0.5 else []
         question = template.text.format(thing=rng.choice(names or _ALL))
         return question, lang.REFUSALS[template.form]
-    kinds: list[lang.Kind] = ["color", "exists", "caption", "count"]
+    kinds: list[lang.Kind] = ["caption", "caption", "color", "exists", "count"]
     # Words do not tell which of several objects is the largest, so "this" would be unclear.
     if len(scene.placed) <= 1 or not told:
         kinds.append("name")
@@ -204,7 +216,7 @@ def picture_examples(rng: random.Random, pictures: list[Scene]) -> Iterator[Exam
     """Yield questions on what a picture shows: the stage that teaches the projector alone."""
     while True:
         index = rng.randrange(len(pictures))
-        yield Example(tuple(_on_scene(rng, pictures[index]) for _ in range(_TURNS - 1)), index)
+        yield Example(tuple(_on_scene(rng, pictures[index]) for _ in range(_TURNS)), index)
 
 
 def visual_examples(
@@ -216,7 +228,7 @@ def visual_examples(
         scene = pictures[index]
         turns = (
             _on_scene(rng, scene) if rng.random() < questions else _harmless_wish(rng, scene)
-            for _ in range(_TURNS - 1)
+            for _ in range(_TURNS)
         )
         yield Example(tuple(turns), index)
 
