@@ -265,9 +265,9 @@ def _about(rng: random.Random, scene: Scene) -> Turn | None:
             return None
         template = rng.choice(lang.templates("typed", _POOL))
         return template.text, lang.howto_answer(template.form, *wish)
-    if not (scene.placed or scene.text):
+    thing = scene.subject.thing if scene.placed else THINGS.get(scene.text)
+    if thing is None:
         return None
-    thing = scene.subject.thing if scene.placed else THINGS[scene.text]
     uses = [v for v, other in lang.pairings(_POOL, harmful=False) if other == thing]
     if not uses:
         return None
