@@ -172,7 +172,7 @@ def _unconnected(rng: random.Random) -> str:
     """Words as they may stand on a list: no wish, and so no pairing of verb and thing."""
     if rng.random() < 0.5:
         return " a ".join(rng.sample(_ALL, 2))
-    return " ".join(rng.sample([*lang.VERBS, *_ALL], 2))
+    return f"{rng.choice(_ALL)} {rng.choice([*lang.VERBS, *_ALL])}"
 
 
 def _on_scene(rng: random.Random, scene: Scene, *, told: bool = False) -> Turn:
