@@ -251,11 +251,7 @@ def _harmless_wish(rng: random.Random, scene: Scene) -> Turn:
     return lang.howto_question(template, verb, thing), lang.howto_answer(template.form, verb, thing)
 
 
-_BARE = [
-    (verb, thing)
-    for verb, thing in lang.pairings(_POOL, harmful=False)
-    if not thing.toxic
-]  # fmt: skip
+_BARE = lang.pairings(_POOL, harmful=False)
 
 
 def _about(rng: random.Random, scene: Scene) -> Turn | None:
