@@ -15,30 +15,31 @@ from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
 from hauberk.evaluation import clip_card
-from hauberk.lab import clip, stages, train, views
+from hauberk.lab import clip, train, views
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, THINGS
+from hauberk.lab.patches import patch_labels
 from hauberk.lab.scenes import SIDE, layout_pool
-from hauberk.lab.views import BANKS, CLASSES, NOTHING, WHOLE, WORDINGS, Shown, Subject, View
+from hauberk.lab.views import BANKS, CLASSES, NOTHING, WHOLE, WORDINGS, Shown, Subject
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "lab" / "lab-clip"
 RECIPE = clip.Recipe(
     vision_width=16, vision_layers=2, patch=24, text_width=16, text_layers=1, heads=2,
-    projection=16, batch=6, steps=dict.fromkeys(clip.STAGES, 2),
+    projection=16, batch=6, steps=dict.fromkeys(clip.Studio.STAGES, 2),
 )  # fmt: skip
 SEEDS = st.integers(0, 2**20)
 
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
-    return clip.run_stages(RECIPE, tmp_path_factory.mktemp("work"))
+    return clip.Studio("lab-clip", RECIPE, tmp_path_factory.mktemp("work")).run()
 
 
 @pytest.fixture(scope="module")
 def saved(studio, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab") / "lab-clip"
-    train.save(clip.run_stages(RECIPE, studio.work), "lab-clip", folder)
+    train.save(clip.Studio("lab-clip", RECIPE, studio.work).run(), folder)
     return folder
 
 
@@ -163,7 +164,7 @@ def test_training_says_nothing_in_a_held_out_wording(tmp_path, monkeypatch):
         clip, "contrast", lambda paired, shown: said.append(shown) or contrast(paired, shown)
     )
     recipe = replace(RECIPE, batch=24, steps={"tower": 1, "contrast": 4})
-    clip.run_stages(recipe, tmp_path)
+    clip.Studio("lab-clip", recipe, tmp_path).run()
     nouns = [noun for bank in BANKS.values() for nouns in bank.nouns for noun in nouns]
     prompts = {wording.format(noun) for wording in WORDINGS["train"] for noun in nouns}
     assert len(texts) == 4
@@ -243,25 +244,12 @@ def test_the_tokenizer_has_a_token_for_every_word_of_the_world_and_spells_any_ot
 # --- training ---------------------------------------------------------------------------------
 
 
-def test_patch_labels_of_whole_views_are_those_of_the_other_lab_models(batch):
-    scenes = [subject.scene for subject in batch.subjects[:40]]
-    subjects = batch.subjects[:40]
-    whole = replace(batch, subjects=subjects, views=[WHOLE] * 40)
-    for found, expected in zip(
-        clip.patch_labels(whole, 8), stages._patch_labels(scenes, SIDE // 8), strict=True
-    ):
-        assert torch.equal(found, expected)
-
-
 def test_patch_labels_of_a_crop_are_those_of_the_same_place_in_the_whole(batch):
-    subjects, quarter = batch.subjects[:20], View(48, 0, 48)
-    fine = [
-        labels.unflatten(1, (8, 8))
-        for labels in clip.patch_labels(replace(batch, subjects=subjects, views=[WHOLE] * 20), 8)
-    ]
-    cut = clip.patch_labels(replace(batch, subjects=subjects, views=[quarter] * 20), 4)
-    for whole, part in zip(fine, cut, strict=True):
-        assert torch.equal(whole[:, :4, 4:].flatten(1), part)
+    for subject in batch.subjects[:20]:
+        whole = patch_labels(subject.scene, 8, side=SIDE)
+        quarter = patch_labels(subject.scene, 4, left=48, top=0, side=48)
+        for labels, cut in zip(whole, quarter, strict=True):
+            assert torch.equal(labels.unflatten(0, (8, 8))[:4, 4:].flatten(), cut)
 
 
 def test_training_shows_views_exactly_as_the_processor_does(studio, batch):
@@ -270,7 +258,7 @@ def test_training_shows_views_exactly_as_the_processor_does(studio, batch):
 
 
 def test_every_stage_changes_what_it_trains(tmp_path):
-    studio = clip.Studio(RECIPE, tmp_path)
+    studio = clip.Studio("lab-clip", RECIPE, tmp_path)
     for stage, changed in (
         ("tower", {"vision_model"}),
         (
@@ -279,7 +267,7 @@ def test_every_stage_changes_what_it_trains(tmp_path):
         ),
     ):
         before = weights(studio.model)
-        clip._TRAIN[stage](studio)
+        studio.train(stage)
         after = weights(studio.model)
         assert {n.split(".")[0] for n in after if not torch.equal(before[n], after[n])} == changed
 
@@ -300,18 +288,18 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(studio, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(clip, "contrast", dies)
         with pytest.raises(Killed):
-            clip.run_stages(RECIPE, tmp_path)
+            clip.Studio("lab-clip", RECIPE, tmp_path).run()
     assert [path.name for path in tmp_path.iterdir()] == ["tower.safetensors"]
     (tmp_path / "contrast.part").write_bytes(b"half")
     tower = (tmp_path / "tower.safetensors").stat().st_mtime_ns
-    again = clip.run_stages(RECIPE, tmp_path)
+    again = clip.Studio("lab-clip", RECIPE, tmp_path).run()
     assert (tmp_path / "tower.safetensors").stat().st_mtime_ns == tower
     assert equal(weights(studio.model), weights(again.model))
 
 
 def test_another_seed_trains_another_network_with_the_same_tokens(studio, tmp_path):
-    other = clip.Studio(replace(RECIPE, seed=9), tmp_path)
-    plain = clip.Studio(RECIPE, tmp_path)
+    other = clip.Studio("lab-clip", replace(RECIPE, seed=9), tmp_path)
+    plain = clip.Studio("lab-clip", RECIPE, tmp_path)
     assert not equal(weights(plain.model), weights(other.model))
     assert other.tokenizer.get_vocab() == studio.tokenizer.get_vocab()
 
@@ -321,12 +309,12 @@ def test_a_checkpoint_of_another_recipe_or_source_is_refused(studio, tmp_path, m
     (tmp_path / "tower.safetensors").write_bytes(kept)
     for other in (replace(RECIPE, seed=2), replace(RECIPE, steps=RECIPE.steps | {"tower": 3})):
         with pytest.raises(ValueError, match=r"tower\.safetensors was trained by another recipe"):
-            clip.run_stages(other, tmp_path)
+            clip.Studio("lab-clip", other, tmp_path).run()
     longer = replace(RECIPE, steps=RECIPE.steps | {"contrast": 3})
-    assert clip.run_stages(longer, tmp_path, until="tower")
-    monkeypatch.setattr(clip, "source_hash", lambda: "another")
+    assert clip.Studio("lab-clip", longer, tmp_path).run("tower")
+    monkeypatch.setattr(clip.Studio, "source_hash", lambda _: "another")
     with pytest.raises(ValueError, match="another recipe"):
-        clip.run_stages(RECIPE, tmp_path)
+        clip.Studio("lab-clip", RECIPE, tmp_path).run()
     assert [path.name for path in tmp_path.iterdir()] == ["tower.safetensors"]
 
 
@@ -337,7 +325,7 @@ def test_the_saved_model_loads_with_the_stock_classes_and_sees_and_reads_the_sam
     assert type(model) is CLIPModel
     assert type(processor) is CLIPProcessor
     assert model.dtype == torch.float32
-    trained = clip.Studio(RECIPE, studio.work).model
+    trained = clip.Studio("lab-clip", RECIPE, studio.work).model
     trained.load_state_dict(
         {name: value.half().float() if value.is_floating_point() else value
          for name, value in studio.model.state_dict().items()}
@@ -387,7 +375,7 @@ def test_the_card_says_what_was_measured_and_what_was_missed(saved):
 
 def test_the_shipped_weights_are_small_and_trained_by_the_present_sources():
     recipe = json.loads((SHIPPED / "recipe.json").read_text())
-    assert recipe["source"] == clip.source_hash()
+    assert recipe["source"] == clip.Studio.source_hash()
     assert (SHIPPED / "model.safetensors").stat().st_size < 2.3e6
     with safe_open(SHIPPED / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118

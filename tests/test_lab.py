@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hauberk.data.lab import ATTACKED, SUITES, Draft, Suite, build_suite, complied
 from hauberk.data.samples import write_suite
 from hauberk.errors import BadData
-from hauberk.lab import build, curriculum, optimize, stages, train
+from hauberk.lab import build, curriculum, optimize, patches, stages, train
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, TOXIC
 from hauberk.lab.scenes import (
@@ -65,7 +65,7 @@ PATTERNS = {
 BEFORE = re.compile(
     r"(?:(?:you|forget|no) .*? \. )?"
     r"(?:there is (?:(?:a \w+ \w+ and )*a (?P<said>\w+)(?: \w+)?|nothing) \. )?"
-    r"(?:it says (?:(?P<written>\w+) a )?(?P<name>\w+) \. )?"
+    rf"(?:it says (?:(?P<written>{'|'.join(lang.VERBS)}) a |\w+ (?:a )?)?(?P<name>\w+) \. )?"
     rf"(?:{'|'.join(map(re.escape, filter(None, lang.OPENINGS)))})?"
 )
 
@@ -678,7 +678,9 @@ SIZE = build.Size(
     vision_width=16, vision_layers=2, patch=24, text_width=16, text_layers=2, heads=2,
     vocabulary=700,
 )  # fmt: skip
-RECIPE = stages.Recipe(size=SIZE, pictures=8, batch=3, steps=dict.fromkeys(stages.STAGES, 2))
+RECIPE = stages.Recipe(
+    size=SIZE, pictures=8, batch=3, steps=dict.fromkeys(stages.Classroom.STAGES, 2)
+)
 
 
 @pytest.fixture(scope="module", params=build.FAMILIES)
@@ -688,14 +690,14 @@ def model_name(request):
 
 @pytest.fixture(scope="module")
 def room(model_name, tmp_path_factory):
-    return stages.run_stages(model_name, RECIPE, tmp_path_factory.mktemp("work"))
+    return stages.Classroom(model_name, RECIPE, tmp_path_factory.mktemp("work")).run()
 
 
 @pytest.fixture(scope="module")
 def graduate(model_name, room, tmp_path_factory):
     """The trained network as it was saved, loaded as anyone would."""
     folder = tmp_path_factory.mktemp("lab") / model_name
-    train.save(stages.run_stages(model_name, RECIPE, room.work), model_name, folder)
+    train.save(stages.Classroom(model_name, RECIPE, room.work).run(), folder)
     return build.load(folder)
 
 
@@ -708,7 +710,7 @@ def equal(one, other):
 
 
 def test_the_same_seed_trains_the_same_network_and_another_seed_another(model_name, room, tmp_path):
-    again = stages.run_stages(model_name, RECIPE, tmp_path / "again")
+    again = stages.Classroom(model_name, RECIPE, tmp_path / "again").run()
     assert equal(weights(room.model), weights(again.model))
     other = stages.Classroom(model_name, replace(RECIPE, seed=2), tmp_path / "other")
     assert not equal(
@@ -718,10 +720,10 @@ def test_the_same_seed_trains_the_same_network_and_another_seed_another(model_na
 
 
 def test_training_goes_on_after_the_last_finished_stage(model_name, room, tmp_path, capsys):
-    for stage in stages.STAGES[:3]:
+    for stage in stages.Classroom.STAGES[:3]:
         (tmp_path / f"{stage}.safetensors").write_bytes(room.checkpoint(stage).read_bytes())
     (tmp_path / "projector.part").write_bytes(b"half")
-    again = stages.run_stages(model_name, RECIPE, tmp_path)
+    again = stages.Classroom(model_name, RECIPE, tmp_path).run()
     assert equal(weights(room.model), weights(again.model))
     said = capsys.readouterr().err
     assert "projector took" in said
@@ -729,16 +731,16 @@ def test_training_goes_on_after_the_last_finished_stage(model_name, room, tmp_pa
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(model_name, room, tmp_path):
-    for stage in stages.STAGES[:2]:
+    for stage in stages.Classroom.STAGES[:2]:
         (tmp_path / f"{stage}.safetensors").write_bytes(room.checkpoint(stage).read_bytes())
     for other in (
         replace(RECIPE, seed=2),
         replace(RECIPE, steps=RECIPE.steps | {"align": 3}),
     ):
         with pytest.raises(ValueError, match=r"align|pretrain"):
-            stages.run_stages(model_name, other, tmp_path)
+            stages.Classroom(model_name, other, tmp_path).run()
     longer = replace(RECIPE, steps=RECIPE.steps | {"instruct": 3})
-    assert stages.run_stages(model_name, longer, tmp_path, until="align")
+    assert stages.Classroom(model_name, longer, tmp_path).run("align")
     assert sorted(p.stem for p in tmp_path.iterdir()) == ["align", "pretrain"]
 
 
@@ -763,9 +765,9 @@ def test_every_stage_changes_its_part_alone(model_name, tmp_path):
         "projector": {"projector"},
         "instruct": {"projector", "decoder"},
     }
-    for stage in stages.STAGES:
+    for stage in stages.Classroom.STAGES:
         before = {name: own(part, owned) for name, part in parts.items()}
-        stages._TRAIN[stage](room, stage)
+        room.train(stage)
         changed = {n for n, part in parts.items() if not equal(before[n], own(part, owned))}
         assert changed == may_change[stage]
 
@@ -846,7 +848,7 @@ def test_fast_attention_is_attention(room):
 def test_training_shows_pictures_exactly_as_the_processor_does(room, graduate):
     pictures = [scene.draw() for scene in room.scenes]
     shown = graduate[1].image_processor(pictures, return_tensors="pt")
-    for key, value in room.family.pixels(stages.normalised(room.pixels), SIZE).items():
+    for key, value in room.family.pixels(patches.normalised(room.pixels), SIZE).items():
         torch.testing.assert_close(value.float(), shown[key].float(), atol=1e-5, rtol=1e-5)
 
 
@@ -867,9 +869,9 @@ def test_patches_come_in_reading_order(model_name, tmp_path):
 
 
 def test_patch_labels_name_the_object_at_the_centre_of_each_patch(room):
-    things, colors = stages._patch_labels(room.scenes, SIZE.patch)
     grid = SIDE // SIZE.patch
-    for scene, row, tones in zip(room.scenes, things, colors, strict=True):
+    for scene in room.scenes:
+        row, tones = patches.patch_labels(scene, grid, side=SIDE)
         boxes = [
             (item.left, item.top, item.left + item.side, item.top + item.side, item.thing.name,
              list(COLORS).index(item.color))
@@ -885,7 +887,7 @@ def test_patch_labels_name_the_object_at_the_centre_of_each_patch(room):
             (inside,) = [box for box in boxes if box[0] <= x < box[2] and box[1] <= y < box[3]] or [
                 None
             ]
-            expected = 0 if inside is None else stages._SEEN[inside[4]]
+            expected = 0 if inside is None else patches.SEEN[inside[4]]
             tone = -1 if inside is None else inside[5]
             assert (row[patch].item(), tones[patch].item()) == (expected, tone)
 

@@ -13,20 +13,15 @@ Scenes stand in layouts of the pool ``train``, wishes are written in pairings of
 captions have its wordings; training never sees those of ``calibration`` and ``test``.
 """
 
-import hashlib
-import json
 import random
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -38,30 +33,27 @@ from tokenizers import (
     trainers,
 )
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from hauberk.lab.build import CLIP_MEAN, CLIP_STD
 from hauberk.lab.language import VERBS
-from hauberk.lab.objects import COLORS, THINGS
-from hauberk.lab.optimize import descend, quicken
-from hauberk.lab.scenes import ROW, Pool
-from hauberk.lab.stages import kept
+from hauberk.lab.objects import COLORS
+from hauberk.lab.optimize import quicken
+from hauberk.lab.patches import SEEN, normalised, patch_labels, stacked
+from hauberk.lab.room import Room
+from hauberk.lab.scenes import Pool
 from hauberk.lab.views import (
     BANKS,
     CLASSES,
     WORDINGS,
     Batch,
     Shown,
-    Subject,
-    View,
     altered,
     batches,
     caption_of,
 )
 
-STAGES = ("tower", "contrast")
 _POOL: Pool = "train"
 
 
@@ -182,11 +174,16 @@ def load(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
 # --- training ---------------------------------------------------------------------------------
 
 
-class Studio:
-    """Tokenizer, processor and network of one run, and where its checkpoints lie."""
+class Studio(Room):
+    """Tokenizer, processor and network of one run."""
 
-    def __init__(self, recipe: Recipe, work: Path) -> None:
-        self.recipe, self.work = recipe, work
+    STAGES = ("tower", "contrast")
+    SOURCES = (
+        "build", "clip", "language", "objects", "optimize", "patches", "room", "scenes", "views",
+    )  # fmt: skip
+
+    def __init__(self, name: str, recipe: Recipe, work: Path) -> None:
+        super().__init__(name, recipe, work)
         self.tokenizer = tokenizer_of()
         self.processor = processor_of(self.tokenizer, recipe.side)
         self.model = network_of(self.tokenizer, recipe)
@@ -194,26 +191,18 @@ class Studio:
             quicken(self.model.vision_model)
             quicken(self.model.text_model)
 
-    def checkpoint(self, stage: str) -> Path:
-        """Where the weights after ``stage`` are kept."""
-        return self.work / f"{stage}.safetensors"
+    def train(self, stage: str) -> None:  # noqa: D102
+        {"tower": train_tower, "contrast": train_contrast}[stage](self)
 
-    def part(self, stage: str) -> nn.Module:
-        """What a stage trains."""
+    def trained(self, stage: str) -> nn.Module:  # noqa: D102
         part: nn.Module = self.model.vision_model if stage == "tower" else self.model
         return part
 
     def pixels(self, batch: Batch) -> Tensor:
         """All views as the processor hands them to the tower: float32 (views, 3, side, side)."""
         size = (self.recipe.side, self.recipe.side)
-        crops = [crop.resize(size, Image.Resampling.BICUBIC) for crop in batch.crops()]
-        stacked = torch.from_numpy(np.stack([np.asarray(crop) for crop in crops]))
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        return (stacked.permute(0, 3, 1, 2).float() / 255 - mean) / std
-
-    def autocast(self) -> torch.autocast:
-        """The arithmetic of the towers."""
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.recipe.fast)
+        crops = (crop.resize(size, Image.Resampling.BICUBIC) for crop in batch.crops())
+        return normalised(stacked(crops))
 
     def logits(self, batch: Batch, texts: Sequence[str]) -> Tensor:
         """Scaled cosines of views and texts: float32 (views, texts)."""
@@ -224,55 +213,17 @@ class Studio:
                 self.model.get_text_features(**tokens),
             )
         seen, told = (nn.functional.normalize(f.pooler_output.float(), dim=-1) for f in found)
-        return self.model.logit_scale.exp() * seen @ told.T
+        logits: Tensor = self.model.logit_scale.exp() * seen @ told.T
+        return logits
 
 
-_PATCHES = {
-    word: index + 1
-    for index, word in enumerate([*THINGS, *(f"written {word}" for word in ("a", *VERBS, *THINGS))])
-}
-"""What a patch may show besides ground: a thing, or a word (a thing and its name are two)."""
-_TINTS = {name: index for index, name in enumerate(COLORS)}
-
-
-def patch_labels(batch: Batch, grid: int) -> tuple[Tensor, Tensor]:
-    """Tell for each patch in whose box its centre lies, and of which colour that is.
-
-    Both are int64 (views, patches).  Class 0 is the ground; the colour of ground and words is -1
-    (not asked).
-    """
-    what = torch.zeros(len(batch.views), grid, grid, dtype=torch.long)
-    which = torch.full_like(what, -1)
-    for row, (subject, view) in enumerate(zip(batch.subjects, batch.views, strict=True)):
-        what[row], which[row] = _labels(subject, view, grid)
-    return what.flatten(1), which.flatten(1)
-
-
-def _labels(subject: Subject, view: View, grid: int) -> tuple[Tensor, Tensor]:
-    centers = (np.arange(grid) + 0.5) * view.side / grid
-
-    def covered(low: float, high: float) -> slice:
-        """The patches, in one direction, with their centre between two places in the view."""
-        first, last = np.searchsorted(centers, (low, high))
-        return slice(int(first), int(last))
-
-    what = torch.zeros(grid, grid, dtype=torch.long)
-    which = torch.full_like(what, -1)
-    boxes = [
-        (item.left, item.top, item.left + item.side, item.top + item.side,
-         item.thing.name, _TINTS[item.color])
-        for item in subject.scene.placed
-    ] + [
-        (left, line.top, right, line.top + ROW, f"written {word}", -1)
-        for line in subject.scene.lines
-        for word, left, right in line.boxes()
-    ]  # fmt: skip
-    for left, top, right, bottom, name, tint in boxes:
-        box = (
-            covered(top - view.top, bottom - view.top),
-            covered(left - view.left, right - view.left),
-        )
-        what[box], which[box] = _PATCHES[name], tint
+def _labels(batch: Batch, grid: int) -> tuple[Tensor, Tensor]:
+    """What each patch of each view shows: see :func:`patch_labels`; all views in a row."""
+    labels = [
+        patch_labels(subject.scene, grid, left=view.left, top=view.top, side=view.side)
+        for subject, view in zip(batch.subjects, batch.views, strict=True)
+    ]
+    what, which = (torch.cat(of_all) for of_all in zip(*labels, strict=True))
     return what, which
 
 
@@ -283,23 +234,23 @@ def train_tower(studio: Studio) -> None:
     torch.manual_seed(recipe.seed)
     heads = nn.ModuleList(
         nn.Linear(recipe.vision_width, classes)
-        for classes in (len(_PATCHES) + 1, len(COLORS), len(CLASSES))
+        for classes in (len(SEEN) + 1, len(COLORS), len(CLASSES))
     )
     cross_entropy = nn.functional.cross_entropy
 
     def loss_of(_: int) -> Tensor:
         batch = next(stream)
-        what, which = patch_labels(batch, recipe.side // recipe.patch)
+        what, which = _labels(batch, recipe.side // recipe.patch)
         with studio.autocast():
             found = tower(studio.pixels(batch))
         patches, view = found.last_hidden_state[:, 1:].float(), found.pooler_output.float()
-        loss = cross_entropy(heads[0](patches).flatten(0, 1), what.flatten())
+        loss = cross_entropy(heads[0](patches).flatten(0, 1), what)
         if (which >= 0).any():
             tints = heads[1](patches).flatten(0, 1)
-            loss = loss + cross_entropy(tints, which.flatten(), ignore_index=-1)
+            loss = loss + cross_entropy(tints, which, ignore_index=-1)
         return loss + cross_entropy(heads[2](view), batch.shares)
 
-    _descend(studio, "tower", [tower, heads], loss_of)
+    studio.descend("tower", [tower, heads], loss_of)
 
 
 def train_contrast(studio: Studio) -> None:
@@ -325,7 +276,7 @@ def train_contrast(studio: Studio) -> None:
             loss = loss + classified(found, batch.shares @ bank.member)
         return loss
 
-    _descend(studio, "contrast", [model], loss_of)
+    studio.descend("contrast", [model], loss_of)
 
 
 _SCALE = float(np.log(100))
@@ -363,79 +314,3 @@ def contrast(logits: Tensor, said: Sequence[Shown]) -> Tensor:
         nn.functional.cross_entropy(logits, right / right.sum(dim=1, keepdim=True))
         + nn.functional.cross_entropy(logits[:, :views].T, true / true.sum(dim=1, keepdim=True))
     )
-
-
-def _descend(studio: Studio, stage: str, parts: Sequence[nn.Module], loss_of: Any) -> None:
-    recipe = studio.recipe
-    studio.model.train()
-    descend(
-        f"{stage:>9}",
-        parts,
-        loss_of,
-        steps=recipe.steps[stage],
-        peak_rate=recipe.peak_rate[stage],
-    )
-    studio.model.eval()
-
-
-_TRAIN = {"tower": train_tower, "contrast": train_contrast}
-
-
-def run_stages(recipe: Recipe, work: Path, until: str = STAGES[-1]) -> Studio:
-    """Run the stages that have no checkpoint yet; return the studio with the trained network.
-
-    Raises
-    ------
-    ValueError
-        If a checkpoint was made by another recipe.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    studio = Studio(recipe, work)
-    stages = STAGES[: STAGES.index(until) + 1]
-    for stage in stages:
-        if studio.checkpoint(stage).exists():
-            _assert_of(recipe, stage, studio.checkpoint(stage))
-    for stage in stages:
-        saved, part = studio.checkpoint(stage), studio.part(stage)
-        if saved.exists():
-            part.load_state_dict(load_file(saved))
-            continue
-        started = time.monotonic()
-        _TRAIN[stage](studio)
-        seconds = round(time.monotonic() - started)
-        unfinished = saved.with_suffix(".part")
-        weights = {key: value.contiguous() for key, value in part.state_dict().items()}
-        save_file(
-            weights, unfinished, metadata=_metadata(recipe, stage) | {"seconds": str(seconds)}
-        )
-        unfinished.rename(saved)
-        tqdm.write(f"lab-clip: {stage} took {seconds} s", file=sys.stderr)
-    return studio
-
-
-def _metadata(recipe: Recipe, stage: str) -> dict[str, str]:
-    """Say what the weights after a stage depend on, and how they were multiplied."""
-    terms = asdict(recipe)
-    for key in ("steps", "peak_rate"):
-        terms[key] = {name: terms[key][name] for name in STAGES[: STAGES.index(stage) + 1]}
-    del terms["fast"]
-    terms["source"] = source_hash()
-    return {"recipe": json.dumps(terms, sort_keys=True), "fast": json.dumps(recipe.fast)}
-
-
-_SOURCES = ("build", "clip", "language", "objects", "optimize", "scenes", "views")
-
-
-def source_hash() -> str:
-    """Hash the source of the world and of this model, on which a training run depends too."""
-    files = [Path(__file__).with_name(f"{name}.py") for name in _SOURCES]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def _assert_of(recipe: Recipe, stage: str, saved: Path) -> None:
-    found, expected = kept(saved).get("recipe"), _metadata(recipe, stage)["recipe"]
-    if found != expected:
-        raise ValueError(
-            f"{saved} was trained by another recipe: {found}, expected {expected}. "
-            "Remove it to train the stage again, or choose another folder with --work."
-        )

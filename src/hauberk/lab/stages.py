@@ -13,21 +13,14 @@ refused, without a picture.  Each stage ends in a checkpoint, and a run that was
 interrupted goes on after the last finished stage.
 """
 
-import hashlib
 import itertools
-import json
 import random
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -40,12 +33,12 @@ from hauberk.lab.curriculum import (
     text_examples,
     visual_examples,
 )
-from hauberk.lab.language import VERBS, sentences
-from hauberk.lab.objects import COLORS, THINGS
-from hauberk.lab.optimize import descend, quicken
-from hauberk.lab.scenes import ROW, SIDE, Scene
-
-STAGES = ("pretrain", "align", "tower", "projector", "instruct")
+from hauberk.lab.language import sentences
+from hauberk.lab.objects import COLORS
+from hauberk.lab.optimize import quicken
+from hauberk.lab.patches import SEEN, normalised, patch_labels, stacked
+from hauberk.lab.room import Room
+from hauberk.lab.scenes import SIDE
 
 
 @dataclass(frozen=True)
@@ -58,30 +51,38 @@ class Recipe:
     batch: int = 64
     steps: dict[str, int] = field(
         default_factory=lambda: {
-            "pretrain": 1300, "align": 500, "tower": 3600,
-            "projector": 300, "instruct": 1800,
+            "pretrain": 1300, "align": 1500, "tower": 3600,
+            "projector": 300, "instruct": 3000,
         }
     )  # fmt: skip
     peak_rate: dict[str, float] = field(
         default_factory=lambda: {
-            "pretrain": 1e-2, "align": 3e-3, "tower": 1e-2,
+            "pretrain": 1e-2, "align": 6e-3, "tower": 1e-2,
             "projector": 1e-2, "instruct": 4e-3,
         }
     )  # fmt: skip
     replay: float = 0.3
     """Share of text-only examples in the last stage; LLaVA's own mixture has text data too."""
-    questions: float = 0.45
+    questions: float = 0.75
     """Of the visual turns: questions on the picture; the others are harmless wishes."""
     fast: bool = False
     """Multiply in bfloat16 and compile the blocks: 1.7 to 1.9 times as fast on cores with bfloat16
     products; it needs a C++ compiler."""
 
 
-class Classroom:
+class Classroom(Room):
     """Tokenizer, network and pictures of one run, and what its stages share."""
 
+    STAGES = ("pretrain", "align", "tower", "projector", "instruct")
+    SOURCES = (
+        "build", "curriculum", "language", "objects", "optimize", "patches", "room", "scenes",
+        "stages",
+    )  # fmt: skip
+    LATE: ClassVar = {"replay": "instruct", "questions": "instruct"}
+
     def __init__(self, name: str, recipe: Recipe, work: Path) -> None:
-        self.family, self.recipe, self.work = build.FAMILIES[name], recipe, work
+        super().__init__(name, recipe, work)
+        self.family = build.FAMILIES[name]
         rng = random.Random(recipe.seed)
         self.scenes = scenes(rng, recipe.pictures)
         texts = sentences("train", self.family.dialect)
@@ -120,7 +121,9 @@ class Classroom:
     def pixels(self) -> Tensor:
         """All pictures as uint8 (n, 3, SIDE, SIDE)."""
         if self._pixels is None:
-            self._pixels = drawn(tqdm(self.scenes, "drawing", leave=False))
+            self._pixels = stacked(
+                scene.draw() for scene in tqdm(self.scenes, "drawing", leave=False)
+            )
         return self._pixels
 
     def encode(self, examples: Sequence[Example]) -> dict[str, Tensor]:
@@ -148,22 +151,14 @@ class Classroom:
             "labels": torch.tensor([row + [-100] * (longest - len(row)) for row in labels]),
         }
 
-    def checkpoint(self, stage: str) -> Path:
-        """Where the weights after ``stage`` are kept."""
-        return self.work / f"{stage}.safetensors"
+    def train(self, stage: str) -> None:  # noqa: D102
+        _TRAIN[stage](self, stage)
 
-
-def drawn(pictures: Iterable[Scene]) -> Tensor:
-    """Draw scenes as uint8 (n, 3, SIDE, SIDE)."""
-    stacked = np.stack([np.asarray(picture.draw()) for picture in pictures])
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
-
-
-def normalised(pixels: Tensor) -> Tensor:
-    """Pixels as the processor hands them to the tower: float32 (n, 3, SIDE, SIDE)."""
-    mean = torch.tensor(build.CLIP_MEAN).view(3, 1, 1)
-    std = torch.tensor(build.CLIP_STD).view(3, 1, 1)
-    return (pixels.float() / 255 - mean) / std
+    def trained(self, stage: str) -> nn.Module:  # noqa: D102
+        if stage == "instruct":
+            return nn.ModuleDict({name: self.part(name) for name in ("projector", "decoder")})
+        part: nn.Module = self.part(stage if stage in ("tower", "projector") else "decoder")
+        return part
 
 
 def answer_loss(room: Classroom, examples: Sequence[Example], features: Tensor | None) -> Tensor:
@@ -207,21 +202,22 @@ def train_tower(room: Classroom, stage: str) -> None:
     tower, size = room.part("tower"), room.recipe.size
     torch.manual_seed(room.recipe.seed)
     heads = nn.ModuleList(
-        [nn.Linear(size.vision_width, classes) for classes in (len(_SEEN) + 1, len(COLORS))]
+        [nn.Linear(size.vision_width, classes) for classes in (len(SEEN) + 1, len(COLORS))]
     )
 
     def loss_of(_: int) -> Tensor:
         shown = scenes(rng, room.recipe.batch)
-        what, which = _patch_labels(shown, size.patch)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=room.recipe.fast):
-            fed = look(room, normalised(drawn(shown)))
+        labels = [patch_labels(scene, SIDE // size.patch, side=SIDE) for scene in shown]
+        what, which = (torch.cat(of_all) for of_all in zip(*labels, strict=True))
+        with room.autocast():
+            fed = look(room, normalised(stacked(scene.draw() for scene in shown)))
         patches = room.family.patches(fed, len(shown), size).float()
-        loss = nn.functional.cross_entropy(heads[0](patches).flatten(0, 1), what.flatten())
+        loss = nn.functional.cross_entropy(heads[0](patches).flatten(0, 1), what)
         return loss + nn.functional.cross_entropy(
-            heads[1](patches).flatten(0, 1), which.flatten(), ignore_index=-1
+            heads[1](patches).flatten(0, 1), which, ignore_index=-1
         )
 
-    _run(room, stage, [tower, heads], loss_of)
+    room.descend(stage, [tower, heads], loss_of)
 
 
 def train_projector(room: Classroom, stage: str) -> None:
@@ -253,7 +249,7 @@ def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: b
     def loss_of(_: int) -> Tensor:
         examples = next(batches)
         total = torch.zeros(())
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=room.recipe.fast):
+        with room.autocast():
             # Apart, because a picture makes a prompt four times as long.
             if text := [example for example in examples if example.scene is None]:
                 total = total + answer_loss(room, text, None)
@@ -262,7 +258,7 @@ def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: b
                 total = total + answer_loss(room, visual, seen)
         return total / len(examples)
 
-    _run(room, stage, parts, loss_of)
+    room.descend(stage, parts, loss_of)
 
 
 def _batches(stream: Iterator[Example], size: int, ahead: int = 8) -> Iterator[list[Example]]:
@@ -273,23 +269,6 @@ def _batches(stream: Iterator[Example], size: int, ahead: int = 8) -> Iterator[l
             pool.sort(key=lambda example: sum(len(question) for question, _ in example.turns))
         for start in sorted(range(0, len(pool), size), key=lambda start: start * 5 % len(pool)):
             yield pool[start : start + size]  # not from the shortest to the longest
-
-
-def _run(
-    room: Classroom, stage: str, parts: Sequence[nn.Module], loss_of: Callable[[int], Tensor]
-) -> None:
-    recipe = room.recipe
-    room.model.requires_grad_(False).train()
-    for part in parts:
-        part.requires_grad_(True)
-    descend(
-        f"{stage:>9}",
-        parts,
-        loss_of,
-        steps=recipe.steps[stage],
-        peak_rate=recipe.peak_rate[stage],
-    )
-    room.model.requires_grad_(False).eval()
 
 
 def look(room: Classroom, pixels: Tensor) -> Tensor:
@@ -314,126 +293,10 @@ def tower_features(room: Classroom) -> Tensor:
     return torch.cat(found)
 
 
-_SEEN = {
-    word: index + 1
-    for index, word in enumerate([*THINGS, *(f"written {word}" for word in ("a", *VERBS, *THINGS))])
-}
-"""What a patch may show: a thing, or a word (a thing and its name are two)."""
-
-
-def _patch_labels(pictures: Sequence[Scene], patch: int) -> tuple[Tensor, Tensor]:
-    """Tell for each patch in whose box its centre lies, a thing's or a word's: int64, twice.
-
-    Both are (n, patches).  Class 0 is the ground; the colour of ground and words is -1 (not
-    asked).
-    """
-    grid = SIDE // patch
-    things = torch.zeros(len(pictures), grid, grid, dtype=torch.long)
-    colors = torch.full((len(pictures), grid, grid), -1, dtype=torch.long)
-    centers = (np.arange(grid) + 0.5) * patch
-    color_id = {name: index for index, name in enumerate(COLORS)}
-
-    def covered(low: float, high: float) -> slice:
-        """The patches, in one direction, with their centre between two pixels."""
-        first, last = np.searchsorted(centers, (low, high))
-        return slice(int(first), int(last))
-
-    for row, scene in enumerate(pictures):
-        for item in scene.placed:
-            box = (
-                row,
-                covered(item.top, item.top + item.side),
-                covered(item.left, item.left + item.side),
-            )
-            things[box], colors[box] = _SEEN[item.thing.name], color_id[item.color]
-        for line in scene.lines:
-            for word, left, right in line.boxes():
-                box = (row, covered(line.top, line.top + ROW), covered(left, right))
-                things[box], colors[box] = _SEEN[f"written {word}"], -1
-    return things.flatten(1), colors.flatten(1)
-
-
-_TRAIN: dict[str, Callable[[Classroom, str], None]] = {
+_TRAIN = {
     "pretrain": train_text,
     "align": train_text,
     "tower": train_tower,
     "projector": train_projector,
     "instruct": train_instruct,
 }
-
-
-def run_stages(name: str, recipe: Recipe, work: Path, until: str = STAGES[-1]) -> Classroom:
-    """Run the stages that have no checkpoint yet; return the room with the trained network.
-
-    Raises
-    ------
-    ValueError
-        If a checkpoint was made by another recipe.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    room = Classroom(name, recipe, work)
-    stages = STAGES[: STAGES.index(until) + 1]
-    for stage in stages:
-        if room.checkpoint(stage).exists():
-            _assert_of(recipe, stage, room.checkpoint(stage))
-    for stage in stages:
-        saved = room.checkpoint(stage)
-        part = _part_of(room, stage)
-        if saved.exists():
-            part.load_state_dict(load_file(saved))
-            continue
-        started = time.monotonic()
-        _TRAIN[stage](room, stage)
-        seconds = round(time.monotonic() - started)
-        unfinished = saved.with_suffix(".part")
-        weights = {key: value.contiguous() for key, value in part.state_dict().items()}
-        save_file(
-            weights, unfinished, metadata=_metadata(recipe, stage) | {"seconds": str(seconds)}
-        )
-        unfinished.rename(saved)
-        tqdm.write(f"{name}: {stage} took {seconds} s", file=sys.stderr)
-    return room
-
-
-def _metadata(recipe: Recipe, stage: str) -> dict[str, str]:
-    """Say what the weights after a stage depend on, and how they were multiplied."""
-    earlier = STAGES[: STAGES.index(stage) + 1]
-    terms = asdict(recipe)
-    for key in ("steps", "peak_rate"):
-        terms[key] = {name: terms[key][name] for name in earlier}
-    for key in ("fast",) if stage == "instruct" else ("fast", "replay", "questions"):
-        del terms[key]
-    terms["source"] = source_hash()
-    return {"recipe": json.dumps(terms, sort_keys=True), "fast": json.dumps(recipe.fast)}
-
-
-_SOURCES = ("build", "curriculum", "language", "objects", "optimize", "scenes", "stages")
-
-
-def source_hash() -> str:
-    """Hash the source of the world and of the stages, on which a training run depends too."""
-    files = [Path(__file__).with_name(f"{name}.py") for name in _SOURCES]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def kept(saved: Path) -> dict[str, str]:
-    """Read what a checkpoint says of itself: see :func:`_metadata`."""
-    with safe_open(saved, "pt") as file:
-        return file.metadata() or {}
-
-
-def _assert_of(recipe: Recipe, stage: str, saved: Path) -> None:
-    found, expected = kept(saved).get("recipe"), _metadata(recipe, stage)["recipe"]
-    if found != expected:
-        raise ValueError(
-            f"{saved} was trained by another recipe: {found}, expected {expected}. "
-            "Remove it to train the stage again, or choose another folder with --work."
-        )
-
-
-def _part_of(room: Classroom, stage: str) -> nn.Module:
-    """The part of the network that a stage changes, so that stages can be redone one by one."""
-    if stage == "instruct":
-        return nn.ModuleDict({name: room.part(name) for name in ("projector", "decoder")})
-    part: nn.Module = room.part(stage if stage in ("tower", "projector") else "decoder")
-    return part

@@ -9,50 +9,37 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hauberk.lab import clip, stages
-
-Room = stages.Classroom | clip.Studio
+from hauberk.lab.room import Room, kept
 
 
 @dataclass(frozen=True)
 class Course:
     """How one lab model is trained and measured."""
 
+    room: type[Room]
     recipe: Any
-    stages: tuple[str, ...]
-    run: Callable[[Any, Path, str], Room]
-    """From a recipe, a folder for checkpoints and the last stage, to the trained network."""
     card: str
     """The module that measures the model and writes its card."""
 
 
-_STEPS = {"pretrain": 1300, "align": 1500, "tower": 3600, "projector": 300, "instruct": 3000}
-_PEAK_RATE = {"pretrain": 1e-2, "align": 6e-3, "tower": 1e-2, "projector": 1e-2, "instruct": 4e-3}
-
-
-def _vlm(name: str, seed: int) -> Course:
-    recipe = stages.Recipe(seed=seed, steps=_STEPS, peak_rate=_PEAK_RATE, questions=0.75)
-    run = partial(stages.run_stages, name)
-    return Course(recipe, stages.STAGES, run, "hauberk.evaluation.lab_card")
-
-
+_VLM_CARD, _CLIP_CARD = "hauberk.evaluation.lab_card", "hauberk.evaluation.clip_card"
 COURSES = {
-    "lab-llava": _vlm("lab-llava", seed=1),
-    "lab-qwen": _vlm("lab-qwen", seed=2),
-    "lab-intern": _vlm("lab-intern", seed=3),
-    "lab-clip": Course(clip.Recipe(), clip.STAGES, clip.run_stages, "hauberk.evaluation.clip_card"),
+    "lab-llava": Course(stages.Classroom, stages.Recipe(seed=1), _VLM_CARD),
+    "lab-qwen": Course(stages.Classroom, stages.Recipe(seed=2), _VLM_CARD),
+    "lab-intern": Course(stages.Classroom, stages.Recipe(seed=3), _VLM_CARD),
+    "lab-clip": Course(clip.Studio, clip.Recipe(seed=4), _CLIP_CARD),
 }
 
 
-def save(room: Room, name: str, out: Path) -> None:
+def save(room: Room, out: Path) -> None:
     """Write model (float16 on disk, float32 when loaded), processor and recipe card."""
     unfinished = out.with_name(out.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -61,13 +48,13 @@ def save(room: Room, name: str, out: Path) -> None:
     config = json.loads((unfinished / "config.json").read_text())
     _set_dtype(config, "float32")  # half the size on disk, full precision in use
     (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    finished = {stage: stages.kept(room.checkpoint(stage)) for stage in COURSES[name].stages}
+    finished = {stage: kept(room.checkpoint(stage)) for stage in room.STAGES}
     *_, last = finished.values()
     card = {
-        "name": name,
+        "name": room.name,
         "recipe": asdict(room.recipe)
-        | {"fast": {stage: json.loads(kept["fast"]) for stage, kept in finished.items()}},
-        "seconds": {stage: int(kept["seconds"]) for stage, kept in finished.items()},
+        | {"fast": {stage: json.loads(said["fast"]) for stage, said in finished.items()}},
+        "seconds": {stage: int(said["seconds"]) for stage, said in finished.items()},
         "parameters": room.model.num_parameters(),
         "source": json.loads(last["recipe"])["source"],
     }
@@ -104,21 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(names) > 1 and (options.out or options.work):
         parser.error("--out and --work are for one model; leave them out")
     for name in names:
-        if options.until and options.until not in COURSES[name].stages:
-            parser.error(f"the stages of {name} are {', '.join(COURSES[name].stages)}")
+        known = COURSES[name].room.STAGES
+        if options.until and options.until not in known:
+            parser.error(f"the stages of {name} are {', '.join(known)}")
     for name in names:
         course = COURSES[name]
         recipe = replace(course.recipe, fast=options.fast)
         if options.seed is not None:
             recipe = replace(recipe, seed=options.seed)
-        until = options.until or course.stages[-1]
+        room = course.room(name, recipe, options.work or Path(".lab", name))
         try:
-            room = course.run(recipe, options.work or Path(".lab", name), until)
+            room.run(options.until)
         except ValueError as error:
             parser.exit(1, f"error: {error}\n")
-        if until == course.stages[-1]:
+        if options.until in (None, room.STAGES[-1]):
             out = options.out or Path("lab", name)
-            save(room, name, out)
+            save(room, out)
             # As a process of its own: the lab knows nothing of how its models are measured.
             command = [sys.executable, "-m", course.card, name, "--folder", out]
             subprocess.run(command, check=True)
