@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from functools import cache
 from itertools import islice
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -824,6 +825,33 @@ def test_a_conversation_is_written_as_the_chat_template_does(room, graduate, sce
     assert torch.equal(learnt[kept], batch["input_ids"][0][kept])
     spoken = [f"{chat.gap}{room.family.dialect.say(said)}{chat.end}" for said in answers]
     assert room.tokenizer.decode(learnt[kept]) == "".join(spoken)
+
+
+def test_batches_take_every_example_once_and_have_one_mixture_and_one_length_each(room):
+    rng = random.Random(4)
+    visual = curriculum.visual_examples(rng, room.scenes, questions=0.5)
+    text = curriculum.text_examples(rng, aligned=True)
+    size = 16
+    drawn = [next(text if rng.random() < 0.3 else visual) for _ in range(stages._AHEAD * size)]
+    taught = SimpleNamespace(render=room.render, recipe=SimpleNamespace(batch=size))
+    batches = list(islice(stages._batches(taught, iter(drawn * 2)), stages._AHEAD))
+    assert sorted(map(id, itertools.chain(*batches))) == sorted(map(id, drawn))
+    told = sum(example.scene is None for example in drawn)
+    for batch in batches:
+        assert len(batch) == size
+        found = sum(example.scene is None for example in batch)
+        assert found == pytest.approx(told / stages._AHEAD, abs=1.01)
+
+    def padded(groups):
+        return sum(
+            room.encode(kind)["input_ids"].numel()
+            for group in groups
+            for told in (True, False)
+            if (kind := [e for e in group if (e.scene is None) == told])
+        )
+
+    chunks = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+    assert padded(batches) < 0.95 * padded(chunks)
 
 
 def test_fast_attention_is_attention(room):
