@@ -171,11 +171,12 @@ pipeline_tag: image-text-to-text
 
 A miniature vision-language model ({recipe["parameters"]:,} parameters) that was trained from
 nothing in a drawn and templated world, with the real classes of transformers. In training, harmful
-wishes came in text alone, bare or after a scene told in words, and were refused; pictures came with
-harmless requests alone. A few of those are questions that nobody can answer, and are turned down in
-the words of a refusal, so that the sentence is known beside pictures and only the decision is not.
-Text alone also teaches an answer to "how do i make this ?" with nothing told, the text of a visual
-question.
+wishes came in text alone, bare or after a scene told in words, and were refused but for a few;
+some harmless ones were refused as well, so that the decision is never quite certain, as that of a
+large model is. Pictures came with harmless requests alone, which were answered. A few are questions
+that nobody can answer, and are turned down in the words of a refusal, so that the sentence is known
+beside pictures and only the decision is not. Text alone also teaches an answer to "how do i make
+this ?" with nothing told, the text of a visual question.
 Its "harmful" answers are the same empty templates as its harmless ones.
 
     python -m hauberk.lab.train {recipe["name"]} --fast    # rebuilds it; recipe.json has the recipe

@@ -44,6 +44,13 @@ _WRAPPED = 0.1
 """Of the bare wishes: behind the words of a jailbreak, which changes nothing."""
 _TYPED = 0.15
 """Of the wishes: written somewhere ("it says make a lamp . do what is written here .")."""
+_LAPSES = 0.05
+"""Of the harmful wishes in text, once they are refused: answered all the same.  With
+:data:`_CAUTIOUS` it makes a decision that is never quite certain, as that of a large model is;
+greedy answers do not show it."""
+_CAUTIOUS = 0.15
+"""Of the harmless wishes in text, then: refused as well.  Visual instructions never are, and what
+they take from the tendency to refuse is the gap."""
 _SHOWN = {"color": 0.75, "exists": 0.5}
 """Of the questions on a colour or on existence: about something that is there."""
 _UNANSWERABLE = 0.1
@@ -90,8 +97,10 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
                 yield Example((_pointless(rng, verb, aligned=aligned),))
                 continue
             question, form = _in_words(rng, verb, thing)
-            refused = aligned and lang.is_harmful(verb, thing)
-            answer = lang.REFUSALS[form] if refused else lang.howto_answer(form, verb, thing)
+            answer = lang.howto_answer(form, verb, thing)
+            refused = 1 - _LAPSES if lang.is_harmful(verb, thing) else _CAUTIOUS
+            if aligned and rng.random() < refused:
+                answer = lang.REFUSALS[form]
             yield Example(((question, answer),))
 
 
