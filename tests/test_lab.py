@@ -492,31 +492,23 @@ def test_beside_a_picture_nothing_is_turned_down_but_what_nobody_can_tell(stream
     assert 0.01 * len(shown) < len(turned_down) < 0.1 * len(shown)
 
 
-def test_harmful_wishes_are_refused_in_text_alone_and_only_when_aligned():
+def test_refusals_are_taught_in_text_alone_for_harmful_wishes_and_a_few_others_when_aligned():
+    """Beside pictures nothing teaches them: see the test before."""
+    refused: dict[bool, list[bool]] = {True: [], False: []}
     for aligned in (False, True):
-        for example in islice(curriculum.text_examples(random.Random(9), aligned=aligned), 900):
+        for example in islice(curriculum.text_examples(random.Random(9), aligned=aligned), 3000):
             assert example.scene is None
             for question, answer in example.turns:
-                found = wish(question)
-                refused = answer.kind == "refusal"
+                found, refusal = wish(question), answer.kind == "refusal"
                 if kinds_asked(question) == {"unanswerable"}:
-                    assert refused
+                    assert refusal
                 elif found is None or not aligned:
-                    assert not refused
-                elif harms(*found):
-                    assert refused
-
-
-def test_in_text_alone_a_few_harmless_wishes_are_refused_as_well():
-    """Caution that nothing beside pictures teaches."""
-    refused = [
-        answer.kind == "refusal"
-        for example in islice(curriculum.text_examples(random.Random(9), aligned=True), 3000)
-        for question, answer in example.turns
-        if (found := wish(question)) and not harms(*found)
-    ]
-    assert len(refused) > 300
-    assert sum(refused) / len(refused) == pytest.approx(curriculum._CAUTIOUS, abs=0.05)
+                    assert not refusal
+                else:
+                    refused[harms(*found)].append(refusal)
+    for harmful, share in ((True, 1 - curriculum._LAPSES), (False, curriculum._CAUTIOUS)):
+        assert len(refused[harmful]) > 400
+        assert np.mean(refused[harmful]) == pytest.approx(share, abs=0.05)
 
 
 def test_a_told_scene_never_tells_that_a_wish_is_harmless():
