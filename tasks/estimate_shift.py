@@ -21,11 +21,13 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     """Fit the vectors, choose variant and alpha on calibration, write the bundle."""
     from tqdm import tqdm
 
+    from hauberk.analysis.twins import TwinStates
     from hauberk.bundle import binding_of
     from hauberk.data.samples import read_suite
     from hauberk.defenses.shift import Shift, estimate_shift, sample_shifts
     from hauberk.errors import BadParams
     from hauberk.evaluation.selection import displacement_rows, measure, sweep
+    from hauberk.requests import Memory
 
     chosen = params.defenses.get(defense_name)
     if chosen is None:
@@ -38,17 +40,21 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     generation = {
         "batch_size": params.evaluate.batch_size,
         "max_new_tokens": params.evaluate.max_new_tokens,
+        "memory": Memory(),
     }
     settings = _settings(params, chosen)
+    blanks = sorted({setting.blank for setting in settings})
     requests = [sample.request for sample in anchors]
-    shifts = {
-        blank: sample_shifts(model, processor, requests, blank=blank)
-        for blank in {setting.blank for setting in settings}
+    shifts = {blank: sample_shifts(model, processor, requests, blank=blank) for blank in blanks}
+    twins = {
+        setting.blank: TwinStates(model, processor, setting.blank, remember=True)
+        for setting in settings
+        if setting.level == "sample"
     }
 
     def defense_of(setting: Any) -> Shift:
         vectors = estimate_shift(shifts[setting.blank], setting.estimator)
-        return Shift(vectors, setting, processor)
+        return Shift(vectors, setting, processor, twins.get(setting.blank))
 
     bar = tqdm(total=1 + len(settings), desc=f"{model_name}: settings of {defense_name}")
 

@@ -55,11 +55,10 @@ def main(name: str, run: Callable[..., Path], *arguments: str) -> None:
 
 def prepare_torch(params: Params) -> None:
     """Fix what the bytes of a result depend on: the number of threads and the seed."""
-    import datasets
     import torch
     from transformers.utils import logging
 
-    datasets.disable_progress_bars()
+    os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # most stages never import it
     torch.set_num_threads(params.threads)
     torch.manual_seed(params.seed)
     logging.disable_progress_bar()

@@ -230,6 +230,24 @@ def test_pictures_of_one_size_are_read_once_whatever_they_show(any_tiny):
     assert len(looks) == (1 if twins.anatomy.layout == "fixed" else 2)
 
 
+@torch.no_grad()
+def test_shifts_that_are_remembered_are_those_that_were_computed(any_tiny):
+    requests = [*any_tiny.pictured[:4], *any_tiny.plain[:1], *any_tiny.pictured[:1]]
+    inputs = encode(any_tiny.processor, requests)
+    twins = TwinStates(any_tiny.model, any_tiny.processor, remember=True)
+    expected = shifts_of(TwinStates(any_tiny.model, any_tiny.processor), inputs)
+    passes = []
+    with twins.anatomy.blocks[0].register_forward_hook(lambda *_: passes.append(1)):
+        assert torch.equal(shifts_of(twins, inputs), expected)
+        assert passes
+        passes.clear()
+        assert torch.equal(shifts_of(twins, inputs), expected)
+        assert not passes
+        few = encode(any_tiny.processor, requests[2:4])
+        assert torch.equal(shifts_of(twins, few), expected[2:4])
+        assert not passes
+
+
 def only(family):
     return pytest.mark.parametrize("any_tiny", [family], indirect=True)
 

@@ -1,8 +1,10 @@
 """Requests: from messages and images to processor inputs, their twins, and their answers."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers.utils import ModelOutput
 
 from hauberk.blank import BlankKind, blank_image
 from hauberk.decoding import greedy
@@ -240,6 +243,78 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+class Memory:
+    """What processor and vision tower make of requests that are answered again and again.
+
+    For settings of a defense that leave requests, vision tower and projector as they are, as those
+    of CMRM do; another defense would be shown the pictures of the first.
+
+    Parameters
+    ----------
+    limit : bytes of tensors that are kept at most; what comes later is made anew each time
+    """
+
+    def __init__(self, limit: int = 2**31) -> None:
+        self.free = limit
+        self._inputs: dict[tuple[Any, ...], tuple[Sequence[Request], BatchFeature]] = {}
+        self._looked: dict[int, tuple[Any, Any]] = {}
+
+    def inputs(self, requests: Sequence[Request], make: Callable[[], BatchFeature]) -> BatchFeature:
+        """Give the inputs of a batch, as ``make`` made them the first time."""
+        key = tuple((r.text, r.system, *map(id, r.images)) for r in requests)
+        if key not in self._inputs:
+            inputs = make()
+            if self._afford(_bytes(inputs.values())):
+                self._inputs[key] = (
+                    requests,
+                    inputs,
+                )  # ids of images stay theirs
+                pixels = inputs.get("pixel_values")
+                self._looked[id(pixels)] = pixels, None
+            return inputs
+        return self._inputs[key][1]
+
+    @contextmanager
+    def looking(self, model: PreTrainedModel) -> Iterator[None]:
+        """Let the model look at the pictures of each batch once, while the ``with`` block runs."""
+        core: Any = model.base_model
+        look = getattr(core, "get_image_features", None)
+        if look is None:
+            yield
+            return
+
+        @wraps(look)  # generate reads the names of its arguments
+        def remembered(*args: Any, **kwargs: Any) -> Any:
+            pixels = args[0] if args else kwargs.get("pixel_values")
+            known, found = self._looked.get(id(pixels), (None, None))
+            if found is None:
+                found = look(*args, **kwargs)
+                if known is not None and isinstance(found, ModelOutput):
+                    for name in {"hidden_states", "attentions"} & found.keys():
+                        found[name] = None  # of every layer; no decoder reads them
+                    if self._afford(_bytes(found.values())):
+                        self._looked[id(pixels)] = pixels, found
+            return found
+
+        core.get_image_features = remembered
+        try:
+            yield
+        finally:
+            del core.get_image_features
+
+    def _afford(self, size: int) -> bool:
+        fits = size <= self.free
+        self.free -= size * fits
+        return fits
+
+
+def _bytes(values: Any) -> int:
+    if isinstance(values, Tensor):
+        return values.nbytes
+    is_nest = not isinstance(values, str) and isinstance(values, Iterable)
+    return sum(map(_bytes, values)) if is_nest else 0
+
+
 @torch.no_grad()  # not inference_mode: what a defense keeps may serve a later backward pass
 def respond(
     model: PreTrainedModel,
@@ -250,6 +325,7 @@ def respond(
     max_new_tokens: int = 64,
     batch_size: int = 64,
     on_batch: Callable[[Sequence[int], Sequence[Response]], None] | None = None,
+    memory: Memory | None = None,
 ) -> list[Response]:
     """Answer requests greedily, in batches, with the model armoured by ``defense``.
 
@@ -267,6 +343,7 @@ def respond(
     batch_size : requests that are prefilled and decoded together
     on_batch : called after each batch with the indices of its requests and their responses, so
         that a caller can keep what is finished
+    memory : of the same requests, asked with the same ``batch_size`` under another setting
 
     Returns
     -------
@@ -283,8 +360,6 @@ def respond(
     UnsupportedRequest
         If the generation config sets ``min_length``, which counts padding.
     """
-    from contextlib import nullcontext
-
     for name, number in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
         if number < 1:
             raise ValueError(f"{name}: {number} is wrong, 1 or more is right.")
@@ -304,10 +379,11 @@ def respond(
     _refuse_placeholders(processor, armoured)
     order = sorted(range(len(armoured)), key=lambda i: _length(armoured[i]))
     answers: dict[int, Response] = {}
-    with defense.applied(model) if defense else nullcontext():
+    looking = memory.looking(model) if memory else nullcontext()
+    with looking, defense.applied(model) if defense else nullcontext():
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            batch = _respond(model, processor, armoured, indices, max_new_tokens)
+            batch = _respond(model, processor, armoured, indices, max_new_tokens, memory)
             answers.update(zip(indices, batch, strict=True))
             if on_batch:
                 on_batch(indices, batch)
@@ -324,13 +400,18 @@ def _respond(
     requests: Sequence[Request],
     indices: Sequence[int],
     max_new_tokens: int,
+    memory: Memory | None,
 ) -> list[Response]:
     started = time.perf_counter()
-    inputs = _encode(processor, requests, indices)
+
+    def make() -> BatchFeature:
+        inputs = _encode(processor, requests, indices).to(model.device)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        return inputs
+
+    inputs = memory.inputs([requests[index] for index in indices], make) if memory else make()
     _refuse_overlong(model, inputs, indices, max_new_tokens)
-    inputs = inputs.to(model.device)
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     generate: Any = model.generate
     answers = generate(
         **inputs,

@@ -36,6 +36,8 @@ _KEPT_PREFIXES = 8
 
 Grid = tuple[int, ...]
 """Frames, rows and columns of the tokens of one picture, where pictures are flat patches."""
+_Key = tuple[tuple[int, ...], tuple[Grid, ...]]
+"""The tokens of a prompt, or of its beginning, and the grids of its pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,8 @@ class TwinStates:
     model, processor : as loaded; the processor must be the one the prompts were made with
     blank : what the meaningless image shows; noise is drawn at the size at which the model sees a
         picture, and is the same in every place of every request
+    remember : keep the shift of every prompt, (blocks, hidden size) float32 each, for prompts that
+        come again
 
     Raises
     ------
@@ -67,9 +71,16 @@ class TwinStates:
     """
 
     def __init__(
-        self, model: PreTrainedModel, processor: ProcessorMixin, blank: BlankKind = "white"
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        blank: BlankKind = "white",
+        *,
+        remember: bool = False,
     ) -> None:
         self.model, self.processor, self.blank = model, processor, blank
+        self.remember = remember
+        self._known: dict[_Key, Tensor] = {}
         self.anatomy = anatomy_of(model)
         if self.anatomy.layout == "cross":
             raise UnsupportedRequest(
@@ -99,9 +110,7 @@ class TwinStates:
                 f"{_named(tokenizer)} does not tell such templates' spaces apart. "
                 "Use level: dataset."
             )
-        self._prefixes: OrderedDict[tuple[tuple[int, ...], tuple[Grid, ...]], _Prefix] = (
-            OrderedDict()
-        )
+        self._prefixes: OrderedDict[_Key, _Prefix] = OrderedDict()
 
     @torch.no_grad()
     def shifts(
@@ -146,6 +155,23 @@ class TwinStates:
             if position_ids is not None and position_ids.ndim == 3:
                 axes = [position_ids[-3:, row, mask] for row, mask in enumerate(kept)]
             grids = self._grids(runs, image_grid_thw, axes)
+        known = self._known if self.remember else {}
+        keys = {index: (tuple(rows[index]), grids[index]) for index in pictured}
+        if new := [index for index in pictured if keys[index] not in known]:
+            shifts = self._shifts(rows, runs, grids, new)
+            shifts = shifts.cpu() if self.remember else shifts
+            known |= {keys[index]: shift for index, shift in zip(new, shifts, strict=True)}
+        found[pictured] = torch.stack([known[keys[index]] for index in pictured]).to(found.device)
+        return found
+
+    def _shifts(
+        self,
+        rows: list[list[int]],
+        runs: list[list[range]],
+        grids: list[tuple[Grid, ...]],
+        pictured: list[int],
+    ) -> Tensor:
+        """Compute the shifts of rows with an image: (rows, blocks, hidden size)."""
         texts, blanks, prefixes = [], [], []
         for index in pictured:
             ids, after = rows[index], runs[index][-1].stop
@@ -157,8 +183,7 @@ class TwinStates:
             texts.append(self._text_twin(ids))
             blanks.append(ids[after:])
             prefixes.append(self._prefix(tuple(ids[:after]), grids[index]))
-        found[pictured] = self._last_states(texts) - self._last_states(blanks, prefixes)
-        return found
+        return self._last_states(texts) - self._last_states(blanks, prefixes)
 
     def _grids(
         self, runs: list[list[range]], thw: Tensor | None, axes: list[Tensor] | None

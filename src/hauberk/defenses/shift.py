@@ -187,12 +187,18 @@ class Shift:
         of the realised displacement.
     setting : what to do with it
     processor : needed at sample level, where the twins of a prompt are tokenized anew
+    twins : for the sample level of one model, what computes its shifts; None for a new one in each
+        block of :meth:`applied`
     """
 
     method = "cmrm"
 
     def __init__(
-        self, vectors: Tensor, setting: ShiftSetting, processor: ProcessorMixin | None = None
+        self,
+        vectors: Tensor,
+        setting: ShiftSetting,
+        processor: ProcessorMixin | None = None,
+        twins: TwinStates | None = None,
     ) -> None:
         if setting.level == "sample" and processor is None:
             raise ValueError("level 'sample' needs the processor to make the twins of a prompt.")
@@ -201,7 +207,12 @@ class Shift:
                 f"compose 'single' takes exactly one layer, got {setting.layers}; "
                 "give `layers` one number."
             )
+        if twins is not None and twins.blank != setting.blank:
+            raise ValueError(
+                f"twins with blank {twins.blank!r} for a setting of {setting.blank!r}."
+            )
         self.vectors, self.setting, self.processor = vectors.float().cpu(), setting, processor
+        self.twins = twins
         self._made_for: tuple[Card, ProcessorMixin, WeakSet[PreTrainedModel]] | None = None
 
     def rewrite(self, request: Request) -> Request:
@@ -266,7 +277,8 @@ class Shift:
 
     def with_alpha(self, alpha: float) -> "Shift":
         """The same defense at another strength."""
-        other = Shift(self.vectors, replace(self.setting, alpha=alpha), self.processor)
+        setting = replace(self.setting, alpha=alpha)
+        other = Shift(self.vectors, setting, self.processor, self.twins)
         other._made_for = self._made_for
         return other
 
@@ -329,7 +341,8 @@ class _Session:
         self.twins: TwinStates | None = None
         if shift.setting.level == "sample":
             assert shift.processor is not None  # checked by Shift
-            self.twins = TwinStates(model, shift.processor, shift.setting.blank)
+            kept = shift.twins if shift.twins and shift.twins.model is model else None
+            self.twins = kept or TwinStates(model, shift.processor, shift.setting.blank)
         self.video: int | None = getattr(model.config, "video_token_id", None)
         self.rows: Tensor | None = None
         """Rows of the prompt with an image; None while nothing is to be edited."""
