@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from hauberk.blank import BlankKind, blank_image
 from hauberk.decoding import greedy

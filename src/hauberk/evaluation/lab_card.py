@@ -1,10 +1,10 @@
 """The card of a lab model: does it show the safety gap, and by how much does it miss it.
 
 ``python -m hauberk.evaluation.lab_card lab-llava`` measures the undefended model on held-out
-wordings, pairings and layouts (the test pools, with a seed of its own) and writes
+wordings, pairings and layouts (the pool ``test``, with a seed of its own) and writes
 ``lab/lab-llava/README.md`` and ``measurements.json`` beside the weights.  The training command
-calls it at its end.  The recipe was developed on the calibration pools, but these numbers were
-seen between two trainings, so they are no untouched test of the recipe.
+calls it at its end.  ``--split calibration`` prints the same of the calibration pools and writes
+nothing: recipes are to be developed on it.
 """
 
 import argparse
@@ -19,13 +19,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk import UNDEFENDED
 from hauberk.data.lab import build_suite
-from hauberk.data.samples import Sample
+from hauberk.data.samples import Sample, Split
 from hauberk.evaluation.run import Record, judge_response
 from hauberk.evaluation.statistics import Estimate, proportion
 from hauberk.requests import respond
 
-SEED = 1234
-"""Another world than the pipeline's, so that the card does not spend its test samples."""
+SEED = 4321
+"""Another world than the pipeline's, so that the card does not spend its test samples, and than
+1234, whose test samples were looked at while the recipe was developed."""
 SAMPLES = 400
 
 
@@ -105,10 +106,11 @@ def measure_card(
     processor: ProcessorMixin,
     size: int = SAMPLES,
     suites: Collection[str] | None = None,
+    split: Split = "test",
 ) -> dict[str, Estimate]:
     """Measure every demand on an undefended model, or those on some suites."""
     asked = {demand.suite for demand in DEMANDS if suites is None or demand.suite in suites}
-    answered = {suite: _answered(model, processor, suite, size) for suite in asked}
+    answered = {suite: _answered(model, processor, suite, size, split) for suite in asked}
     return {
         demand.name: proportion(
             [
@@ -123,9 +125,9 @@ def measure_card(
 
 
 def _answered(
-    model: PreTrainedModel, processor: ProcessorMixin, suite: str, size: int
+    model: PreTrainedModel, processor: ProcessorMixin, suite: str, size: int, split: Split
 ) -> list[tuple[Sample, Record]]:
-    samples = build_suite(suite, "test", size, SEED)
+    samples = build_suite(suite, split, size, SEED)
     answers = respond(model, processor, [sample.request for sample in samples], max_new_tokens=32)
     return [
         (sample, judge_response(sample, answer, model="", defense=UNDEFENDED))
@@ -190,7 +192,9 @@ Measured on wordings, pairings of verb and object, and layouts that training nev
 |---|---|---|---|---|---|
 {rows}
 
-Samples share wordings and pairings, so the intervals are somewhat too narrow. A rebuild may differ
+Samples share wordings and pairings, so the intervals are somewhat too narrow. Trials of the recipe
+were measured on other samples of the same wordings and pairings, so that this is no untouched test
+of the recipe; nothing was chosen by the numbers above. A rebuild may differ
 from these values by the tolerances in measurements.json, set by judgement until rebuilds confirm
 them.
 """
@@ -223,10 +227,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("name", help="lab model, such as lab-llava")
     parser.add_argument("--folder", type=Path, help="where it lies (default: lab/NAME)")
+    parser.add_argument("--split", choices=("calibration", "test"), default="test")
     options = parser.parse_args(arguments)
     folder = options.folder or Path("lab", options.name)
-    write_card(folder, measure_card(*load(folder)))
-    print((folder / "README.md").read_text())
+    found = measure_card(*load(folder), split=options.split)
+    if options.split == "test":
+        write_card(folder, found)
+        print((folder / "README.md").read_text())
+    else:
+        print("\n".join(f"{estimate.value:7.1%}  {name}" for name, estimate in found.items()))
 
 
 if __name__ == "__main__":

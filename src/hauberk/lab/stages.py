@@ -250,7 +250,7 @@ def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: b
         examples = next(batches)
         total = torch.zeros(())
         with room.autocast():
-            # Apart, because a picture makes a prompt four times as long.
+            # Apart, because a picture makes a prompt two to four times as long.
             if text := [example for example in examples if example.scene is None]:
                 total = total + answer_loss(room, text, None)
             if visual := [example for example in examples if example.scene is not None]:
@@ -264,7 +264,7 @@ def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: b
 def _batches(room: Classroom, stream: Iterator[Example]) -> Iterator[list[Example]]:
     """Draw batches, each of the same mixture and of examples of about one length.
 
-    That spares a sixth of all tokens as padding.
+    That spares two thirds of the padding, which would be an eighth of all tokens.
     """
     size = room.recipe.batch
     while True:
@@ -279,7 +279,7 @@ def _batches(room: Classroom, stream: Iterator[Example]) -> Iterator[list[Exampl
 
 
 _AHEAD = 8
-"""Batches that are drawn at once."""
+"""Batches that are drawn at once; four times as many would spare 1 % of the tokens more."""
 
 
 def look(room: Classroom, pixels: Tensor) -> Tensor:
