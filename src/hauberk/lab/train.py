@@ -44,6 +44,7 @@ def save(room: Room, out: Path) -> None:
     unfinished = out.with_name(out.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     room.model.half().save_pretrained(unfinished)
+    room.processor.tokenizer.backend_tokenizer.no_padding()  # as if it had never padded a batch
     room.processor.save_pretrained(unfinished)
     config = json.loads((unfinished / "config.json").read_text())
     _set_dtype(config, "float32")  # half the size on disk, full precision in use
