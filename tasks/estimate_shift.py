@@ -13,6 +13,8 @@ from typing import Any
 from tasks.params import Params, ShiftParams
 from tasks.stage import bundle_folder, load_model, main, spread, suite_file
 
+_REMEMBERED = 2**30
+"""Bytes of shifts of calibration prompts that are kept at most: 2,000 of a model of 7B."""
 _DISPLACED = 48
 """Requests that the displacement by layer is averaged over, spread over the suites."""
 
@@ -27,7 +29,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     from hauberk.defenses.shift import Shift, estimate_shift, sample_shifts
     from hauberk.errors import BadParams
     from hauberk.evaluation.selection import displacement_rows, measure, sweep
-    from hauberk.requests import Memory
+    from hauberk.requests import EncoderCache
 
     chosen = params.defenses.get(defense_name)
     if chosen is None:
@@ -40,16 +42,15 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     generation = {
         "batch_size": params.evaluate.batch_size,
         "max_new_tokens": params.evaluate.max_new_tokens,
-        "memory": Memory(),
+        "cache": EncoderCache(model, processor),
     }
     settings = _settings(params, chosen)
     blanks = sorted({setting.blank for setting in settings})
     requests = [sample.request for sample in anchors]
     shifts = {blank: sample_shifts(model, processor, requests, blank=blank) for blank in blanks}
     twins = {
-        setting.blank: TwinStates(model, processor, setting.blank, remember=True)
-        for setting in settings
-        if setting.level == "sample"
+        blank: TwinStates(model, processor, blank, remember=_REMEMBERED)
+        for blank in {setting.blank for setting in settings if setting.level == "sample"}
     }
 
     def defense_of(setting: Any) -> Shift:

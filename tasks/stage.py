@@ -176,9 +176,10 @@ def _keep_freed_memory() -> None:
 
     That is an eighth of the time of an evaluation of the lab models.
     """
-    import ctypes
+    if sys.platform == "linux":
+        import ctypes
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)  # an int
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+        if mallopt is not None:
+            mallopt(_M_MMAP_MAX, 0)
+            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)  # an int

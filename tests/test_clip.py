@@ -26,20 +26,20 @@ ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ROOT / "lab" / "lab-clip"
 RECIPE = clip.Recipe(
     vision_width=16, vision_layers=2, patch=24, text_width=16, text_layers=1, heads=2,
-    projection=16, batch=6, steps=dict.fromkeys(clip.Studio.STAGES, 2),
+    projection=16, batch=6, steps=dict.fromkeys(clip.ClipTrainer.STAGES, 2),
 )  # fmt: skip
 SEEDS = st.integers(0, 2**20)
 
 
 @pytest.fixture(scope="module")
-def studio(tmp_path_factory):
-    return clip.Studio("lab-clip", RECIPE, tmp_path_factory.mktemp("work")).run()
+def trainer(tmp_path_factory):
+    return clip.ClipTrainer("lab-clip", RECIPE, tmp_path_factory.mktemp("work")).run()
 
 
 @pytest.fixture(scope="module")
-def saved(studio, tmp_path_factory):
+def saved(trainer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab") / "lab-clip"
-    train.save(clip.Studio("lab-clip", RECIPE, studio.work).run(), folder)
+    train.save(clip.ClipTrainer("lab-clip", RECIPE, trainer.work).run(), folder)
     return folder
 
 
@@ -155,16 +155,16 @@ def test_wordings_belong_to_one_pool_and_every_word_of_them_occurs_in_training()
 
 def test_training_says_nothing_in_a_held_out_wording(tmp_path, monkeypatch):
     texts, said = [], []
-    logits, contrast = clip.Studio.logits, clip.contrast
+    logits, contrast = clip.ClipTrainer.logits, clip.contrast
     monkeypatch.setattr(
-        clip.Studio, "logits",
+        clip.ClipTrainer, "logits",
         lambda self, batch, given: texts.append(given) or logits(self, batch, given),
     )  # fmt: skip
     monkeypatch.setattr(
         clip, "contrast", lambda paired, shown: said.append(shown) or contrast(paired, shown)
     )
     recipe = replace(RECIPE, batch=24, steps={"tower": 1, "contrast": 4})
-    clip.Studio("lab-clip", recipe, tmp_path).run()
+    clip.ClipTrainer("lab-clip", recipe, tmp_path).run()
     nouns = [noun for bank in BANKS.values() for nouns in bank.nouns for noun in nouns]
     prompts = {wording.format(noun) for wording in WORDINGS["train"] for noun in nouns}
     assert len(texts) == 4
@@ -252,13 +252,13 @@ def test_patch_labels_of_a_crop_are_those_of_the_same_place_in_the_whole(batch):
             assert torch.equal(labels.unflatten(0, (8, 8))[:4, 4:].flatten(), cut)
 
 
-def test_training_shows_views_exactly_as_the_processor_does(studio, batch):
-    shown = studio.processor(images=batch.crops(), return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(studio.pixels(batch), shown, atol=1e-5, rtol=1e-5)
+def test_training_shows_views_exactly_as_the_processor_does(trainer, batch):
+    shown = trainer.processor(images=batch.crops(), return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(trainer.pixels(batch), shown, atol=1e-5, rtol=1e-5)
 
 
 def test_every_stage_changes_what_it_trains(tmp_path):
-    studio = clip.Studio("lab-clip", RECIPE, tmp_path)
+    trainer = clip.ClipTrainer("lab-clip", RECIPE, tmp_path)
     for stage, changed in (
         ("tower", {"vision_model"}),
         (
@@ -266,9 +266,9 @@ def test_every_stage_changes_what_it_trains(tmp_path):
             {"vision_model", "text_model", "visual_projection", "text_projection", "logit_scale"},
         ),
     ):
-        before = weights(studio.model)
-        studio.train(stage)
-        after = weights(studio.model)
+        before = weights(trainer.model)
+        trainer.train(stage)
+        after = weights(trainer.model)
         assert {n.split(".")[0] for n in after if not torch.equal(before[n], after[n])} == changed
 
 
@@ -276,7 +276,7 @@ class Killed(Exception):
     """Stands for a signal."""
 
 
-def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(studio, tmp_path, monkeypatch):
+def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(trainer, tmp_path, monkeypatch):
     contrast, steps = clip.contrast, []
 
     def dies(*given):
@@ -288,47 +288,47 @@ def test_a_run_that_was_killed_goes_on_and_ends_with_the_same_bits(studio, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(clip, "contrast", dies)
         with pytest.raises(Killed):
-            clip.Studio("lab-clip", RECIPE, tmp_path).run()
+            clip.ClipTrainer("lab-clip", RECIPE, tmp_path).run()
     assert [path.name for path in tmp_path.iterdir()] == ["tower.safetensors"]
     (tmp_path / "contrast.part").write_bytes(b"half")
     tower = (tmp_path / "tower.safetensors").stat().st_mtime_ns
-    again = clip.Studio("lab-clip", RECIPE, tmp_path).run()
+    again = clip.ClipTrainer("lab-clip", RECIPE, tmp_path).run()
     assert (tmp_path / "tower.safetensors").stat().st_mtime_ns == tower
-    assert equal(weights(studio.model), weights(again.model))
+    assert equal(weights(trainer.model), weights(again.model))
 
 
-def test_another_seed_trains_another_network_with_the_same_tokens(studio, tmp_path):
-    other = clip.Studio("lab-clip", replace(RECIPE, seed=9), tmp_path)
-    plain = clip.Studio("lab-clip", RECIPE, tmp_path)
+def test_another_seed_trains_another_network_with_the_same_tokens(trainer, tmp_path):
+    other = clip.ClipTrainer("lab-clip", replace(RECIPE, seed=9), tmp_path)
+    plain = clip.ClipTrainer("lab-clip", RECIPE, tmp_path)
     assert not equal(weights(plain.model), weights(other.model))
-    assert other.tokenizer.get_vocab() == studio.tokenizer.get_vocab()
+    assert other.tokenizer.get_vocab() == trainer.tokenizer.get_vocab()
 
 
-def test_a_checkpoint_of_another_recipe_or_source_is_refused(studio, tmp_path, monkeypatch):
-    kept = studio.checkpoint("tower").read_bytes()
+def test_a_checkpoint_of_another_recipe_or_source_is_refused(trainer, tmp_path, monkeypatch):
+    kept = trainer.checkpoint("tower").read_bytes()
     (tmp_path / "tower.safetensors").write_bytes(kept)
     for other in (replace(RECIPE, seed=2), replace(RECIPE, steps=RECIPE.steps | {"tower": 3})):
         with pytest.raises(ValueError, match=r"tower\.safetensors was trained by another recipe"):
-            clip.Studio("lab-clip", other, tmp_path).run()
+            clip.ClipTrainer("lab-clip", other, tmp_path).run()
     longer = replace(RECIPE, steps=RECIPE.steps | {"contrast": 3})
-    assert clip.Studio("lab-clip", longer, tmp_path).run("tower")
-    monkeypatch.setattr(clip.Studio, "source_hash", lambda _: "another")
+    assert clip.ClipTrainer("lab-clip", longer, tmp_path).run("tower")
+    monkeypatch.setattr(clip.ClipTrainer, "source_hash", lambda _: "another")
     with pytest.raises(ValueError, match="another recipe"):
-        clip.Studio("lab-clip", RECIPE, tmp_path).run()
+        clip.ClipTrainer("lab-clip", RECIPE, tmp_path).run()
     assert [path.name for path in tmp_path.iterdir()] == ["tower.safetensors"]
 
 
 def test_the_saved_model_loads_with_the_stock_classes_and_sees_and_reads_the_same(
-    studio, saved, batch
+    trainer, saved, batch
 ):
     model, processor = AutoModel.from_pretrained(saved), AutoProcessor.from_pretrained(saved)
     assert type(model) is CLIPModel
     assert type(processor) is CLIPProcessor
     assert model.dtype == torch.float32
-    trained = clip.Studio("lab-clip", RECIPE, studio.work).model
+    trained = clip.ClipTrainer("lab-clip", RECIPE, trainer.work).model
     trained.load_state_dict(
         {name: value.half().float() if value.is_floating_point() else value
-         for name, value in studio.model.state_dict().items()}
+         for name, value in trainer.model.state_dict().items()}
     )  # fmt: skip
     texts = [told.noun for told in batch.shown[:9]]
     given = processor(text=texts, images=batch.crops()[:9], padding=True, return_tensors="pt")
@@ -375,7 +375,7 @@ def test_the_card_says_what_was_measured_and_what_was_missed(saved):
 
 def test_the_shipped_weights_are_small_and_trained_by_the_present_sources():
     recipe = json.loads((SHIPPED / "recipe.json").read_text())
-    assert recipe["source"] == clip.Studio.source_hash()
+    assert recipe["source"] == clip.ClipTrainer.source_hash()
     assert (SHIPPED / "model.safetensors").stat().st_size < 2.3e6
     with safe_open(SHIPPED / "model.safetensors", "pt") as file:
         assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float16}  # noqa: SIM118

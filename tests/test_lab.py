@@ -496,7 +496,7 @@ def test_refusals_are_taught_in_text_alone_for_harmful_wishes_and_a_few_others_w
     """Beside pictures nothing teaches them: see the test before."""
     refused: dict[bool, list[bool]] = {True: [], False: []}
     for aligned in (False, True):
-        for example in islice(curriculum.text_examples(random.Random(9), aligned=aligned), 3000):
+        for example in islice(curriculum.text_examples(random.Random(9), aligned=aligned), 12_000):
             assert example.scene is None
             for question, answer in example.turns:
                 found, refusal = wish(question), answer.kind == "refusal"
@@ -507,8 +507,8 @@ def test_refusals_are_taught_in_text_alone_for_harmful_wishes_and_a_few_others_w
                 else:
                     refused[harms(*found)].append(refusal)
     for harmful, share in ((True, 1 - curriculum._LAPSES), (False, curriculum._CAUTIOUS)):
-        assert len(refused[harmful]) > 400
-        assert np.mean(refused[harmful]) == pytest.approx(share, abs=0.05)
+        assert len(refused[harmful]) > 1600
+        assert np.mean(refused[harmful]) == pytest.approx(share, abs=0.025)
 
 
 def test_a_told_scene_never_tells_that_a_wish_is_harmless():
@@ -688,7 +688,7 @@ SIZE = build.Size(
     vocabulary=700,
 )  # fmt: skip
 RECIPE = stages.Recipe(
-    size=SIZE, pictures=8, batch=3, steps=dict.fromkeys(stages.Classroom.STAGES, 2)
+    size=SIZE, pictures=8, batch=3, steps=dict.fromkeys(stages.VlmTrainer.STAGES, 2)
 )
 
 
@@ -698,15 +698,15 @@ def model_name(request):
 
 
 @pytest.fixture(scope="module")
-def room(model_name, tmp_path_factory):
-    return stages.Classroom(model_name, RECIPE, tmp_path_factory.mktemp("work")).run()
+def trainer(model_name, tmp_path_factory):
+    return stages.VlmTrainer(model_name, RECIPE, tmp_path_factory.mktemp("work")).run()
 
 
 @pytest.fixture(scope="module")
-def graduate(model_name, room, tmp_path_factory):
+def graduate(model_name, trainer, tmp_path_factory):
     """The trained network as it was saved, loaded as anyone would."""
     folder = tmp_path_factory.mktemp("lab") / model_name
-    train.save(stages.Classroom(model_name, RECIPE, room.work).run(), folder)
+    train.save(stages.VlmTrainer(model_name, RECIPE, trainer.work).run(), folder)
     return build.load(folder)
 
 
@@ -718,38 +718,40 @@ def equal(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_same_seed_trains_the_same_network_and_another_seed_another(model_name, room, tmp_path):
-    again = stages.Classroom(model_name, RECIPE, tmp_path / "again").run()
-    assert equal(weights(room.model), weights(again.model))
-    other = stages.Classroom(model_name, replace(RECIPE, seed=2), tmp_path / "other")
+def test_the_same_seed_trains_the_same_network_and_another_seed_another(
+    model_name, trainer, tmp_path
+):
+    again = stages.VlmTrainer(model_name, RECIPE, tmp_path / "again").run()
+    assert equal(weights(trainer.model), weights(again.model))
+    other = stages.VlmTrainer(model_name, replace(RECIPE, seed=2), tmp_path / "other")
     assert not equal(
-        weights(stages.Classroom(model_name, RECIPE, tmp_path).model), weights(other.model)
+        weights(stages.VlmTrainer(model_name, RECIPE, tmp_path).model), weights(other.model)
     )
-    assert other.tokenizer.get_vocab() == room.tokenizer.get_vocab()
+    assert other.tokenizer.get_vocab() == trainer.tokenizer.get_vocab()
 
 
-def test_training_goes_on_after_the_last_finished_stage(model_name, room, tmp_path, capsys):
-    for stage in stages.Classroom.STAGES[:3]:
-        (tmp_path / f"{stage}.safetensors").write_bytes(room.checkpoint(stage).read_bytes())
+def test_training_goes_on_after_the_last_finished_stage(model_name, trainer, tmp_path, capsys):
+    for stage in stages.VlmTrainer.STAGES[:3]:
+        (tmp_path / f"{stage}.safetensors").write_bytes(trainer.checkpoint(stage).read_bytes())
     (tmp_path / "projector.part").write_bytes(b"half")
-    again = stages.Classroom(model_name, RECIPE, tmp_path).run()
-    assert equal(weights(room.model), weights(again.model))
+    again = stages.VlmTrainer(model_name, RECIPE, tmp_path).run()
+    assert equal(weights(trainer.model), weights(again.model))
     said = capsys.readouterr().err
     assert "projector took" in said
     assert "tower took" not in said
 
 
-def test_a_checkpoint_of_another_recipe_is_refused(model_name, room, tmp_path):
-    for stage in stages.Classroom.STAGES[:2]:
-        (tmp_path / f"{stage}.safetensors").write_bytes(room.checkpoint(stage).read_bytes())
+def test_a_checkpoint_of_another_recipe_is_refused(model_name, trainer, tmp_path):
+    for stage in stages.VlmTrainer.STAGES[:2]:
+        (tmp_path / f"{stage}.safetensors").write_bytes(trainer.checkpoint(stage).read_bytes())
     for other in (
         replace(RECIPE, seed=2),
         replace(RECIPE, steps=RECIPE.steps | {"align": 3}),
     ):
         with pytest.raises(ValueError, match=r"align|pretrain"):
-            stages.Classroom(model_name, other, tmp_path).run()
+            stages.VlmTrainer(model_name, other, tmp_path).run()
     longer = replace(RECIPE, steps=RECIPE.steps | {"instruct": 3})
-    assert stages.Classroom(model_name, longer, tmp_path).run("align")
+    assert stages.VlmTrainer(model_name, longer, tmp_path).run("align")
     assert sorted(p.stem for p in tmp_path.iterdir()) == ["align", "pretrain"]
 
 
@@ -764,8 +766,8 @@ def own(part, projector):
 
 
 def test_every_stage_changes_its_part_alone(model_name, tmp_path):
-    room = stages.Classroom(model_name, RECIPE, tmp_path)
-    parts = {part: room.part(part) for part in ("decoder", "tower", "projector")}
+    trainer = stages.VlmTrainer(model_name, RECIPE, tmp_path)
+    parts = {part: trainer.part(part) for part in ("decoder", "tower", "projector")}
     owned = {id(weight) for weight in parts["projector"].parameters()}
     may_change = {
         "pretrain": {"decoder"},
@@ -774,74 +776,74 @@ def test_every_stage_changes_its_part_alone(model_name, tmp_path):
         "projector": {"projector"},
         "instruct": {"projector", "decoder"},
     }
-    for stage in stages.Classroom.STAGES:
+    for stage in stages.VlmTrainer.STAGES:
         before = {name: own(part, owned) for name, part in parts.items()}
-        room.train(stage)
+        trainer.train(stage)
         changed = {n for n, part in parts.items() if not equal(before[n], own(part, owned))}
         assert changed == may_change[stage]
 
 
-def test_the_saved_network_is_the_trained_one(room, graduate):
+def test_the_saved_network_is_the_trained_one(trainer, graduate):
     model, _ = graduate
     assert model.dtype == torch.float32
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, room.model.state_dict()[name].half().float())
+        torch.testing.assert_close(value, trainer.model.state_dict()[name].half().float())
 
 
-def test_training_shows_prompts_exactly_as_the_processor_does(room, graduate):
+def test_training_shows_prompts_exactly_as_the_processor_does(trainer, graduate):
     """Template, tokens and padding: a model that learnt another prompt would be tested on ours."""
     _, processor = graduate
     question = lang.howto_question(
         lang.templates("howto", "train")[0], lang.VERBS["make"], HARMLESS[0]
     )
-    picture = room.scenes[0].draw()
+    picture = trainer.scenes[0].draw()
     turns = ((question, lang.REFUSALS["short"]),)
     for example, request in (
         (curriculum.Example(turns), Request(question)),
         (curriculum.Example(turns, 0), Request(question, (picture,))),
     ):
         if example.scene is None:
-            assert room.render(example)[0][0] == prompt_of(processor, request)
+            assert trainer.render(example)[0][0] == prompt_of(processor, request)
         asked = encode(processor, [request])["input_ids"][0]
-        shown = room.encode([example])
+        shown = trainer.encode([example])
         assert torch.equal(shown["input_ids"][0][: len(asked)], asked)
         assert (shown["labels"][0][: len(asked)] == -100).all()
         assert (shown["labels"][0][len(asked) :] >= 0).all()
 
 
 @pytest.mark.parametrize("scene", [None, 0])
-def test_a_conversation_is_written_as_the_chat_template_does(room, graduate, scene):
+def test_a_conversation_is_written_as_the_chat_template_does(trainer, graduate, scene):
     answers = [lang.meaning_answer(verb) for verb in list(lang.VERBS.values())[:3]]
     asked = ("what is this ?", "is there a ball ?", "what do you see ?")
     turns = tuple(zip(asked, answers, strict=True))
     messages = []
     for question, said in turns:
-        answer = room.family.dialect.say(said)
+        answer = trainer.family.dialect.say(said)
         content = [{"type": "image"}] if scene == 0 and not messages else []
         messages += [
             {"role": "user", "content": [*content, {"type": "text", "text": question}]},
             {"role": "assistant", "content": answer},
         ]
-    chat, seen = room.family.chat, room.family.image_tokens(SIZE)
-    written = "".join(itertools.chain(*room.render(curriculum.Example(turns, scene))))
+    chat, seen = trainer.family.chat, trainer.family.image_tokens(SIZE)
+    written = "".join(itertools.chain(*trainer.render(curriculum.Example(turns, scene))))
     assert written.replace(seen, chat.image) + chat.between == (
         graduate[1].apply_chat_template(messages)
     )
-    batch = room.encode([curriculum.Example(turns, scene)])
+    batch = trainer.encode([curriculum.Example(turns, scene)])
     learnt = batch["labels"][0]
     kept = learnt != -100
     assert torch.equal(learnt[kept], batch["input_ids"][0][kept])
-    spoken = [f"{chat.gap}{room.family.dialect.say(said)}{chat.end}" for said in answers]
-    assert room.tokenizer.decode(learnt[kept]) == "".join(spoken)
+    spoken = [f"{chat.gap}{trainer.family.dialect.say(said)}{chat.end}" for said in answers]
+    assert trainer.tokenizer.decode(learnt[kept]) == "".join(spoken)
 
 
-def test_batches_take_every_example_once_and_have_one_mixture_and_one_length_each(room):
+def test_batches_take_every_example_once_and_have_one_mixture_and_one_length_each(trainer):
     rng = random.Random(4)
-    visual = curriculum.visual_examples(rng, room.scenes, questions=0.5)
+    visual = curriculum.visual_examples(rng, trainer.scenes, questions=0.5)
     text = curriculum.text_examples(rng, aligned=True)
     size = 16
     drawn = [next(text if rng.random() < 0.3 else visual) for _ in range(stages._AHEAD * size)]
-    taught = SimpleNamespace(render=room.render, recipe=SimpleNamespace(batch=size))
+    taught = SimpleNamespace(render=trainer.render, recipe=SimpleNamespace(batch=size))
     batches = list(islice(stages._batches(taught, iter(drawn * 2)), stages._AHEAD))
     assert sorted(map(id, itertools.chain(*batches))) == sorted(map(id, drawn))
     told = sum(example.scene is None for example in drawn)
@@ -852,7 +854,7 @@ def test_batches_take_every_example_once_and_have_one_mixture_and_one_length_eac
 
     def padded(groups):
         return sum(
-            room.encode(kind)["input_ids"].numel()
+            trainer.encode(kind)["input_ids"].numel()
             for group in groups
             for told in (True, False)
             if (kind := [e for e in group if (e.scene is None) == told])
@@ -862,10 +864,10 @@ def test_batches_take_every_example_once_and_have_one_mixture_and_one_length_eac
     assert padded(batches) < 0.95 * padded(chunks)
 
 
-def test_fast_attention_is_attention(room):
+def test_fast_attention_is_attention(trainer):
     """Whole rows and padded ones: without its mask function, padding would be attended to."""
-    decoder = room.part("decoder")
-    batch = room.encode([*islice(curriculum.text_examples(random.Random(4), aligned=True), 5)])
+    decoder = trainer.part("decoder")
+    batch = trainer.encode([*islice(curriculum.text_examples(random.Random(4), aligned=True), 5)])
     batch.pop("labels")
     plain = decoder(**batch).last_hidden_state
     usual = decoder.config._attn_implementation
@@ -881,16 +883,16 @@ def test_fast_attention_is_attention(room):
     torch.testing.assert_close(fast[real].float(), plain[real], atol=0.1, rtol=0.1)
 
 
-def test_training_shows_pictures_exactly_as_the_processor_does(room, graduate):
-    pictures = [scene.draw() for scene in room.scenes]
+def test_training_shows_pictures_exactly_as_the_processor_does(trainer, graduate):
+    pictures = [scene.draw() for scene in trainer.scenes]
     shown = graduate[1].image_processor(pictures, return_tensors="pt")
-    for key, value in room.family.pixels(patches.normalised(room.pixels), SIZE).items():
+    for key, value in trainer.family.pixels(patches.normalised(trainer.pixels), SIZE).items():
         torch.testing.assert_close(value.float(), shown[key].float(), atol=1e-5, rtol=1e-5)
 
 
 def test_patches_come_in_reading_order(model_name, tmp_path):
     """A tower that only embeds patches sees a mark where it was made, and nowhere else."""
-    room = stages.Classroom(model_name, RECIPE, tmp_path)
+    trainer = stages.VlmTrainer(model_name, RECIPE, tmp_path)
     ground = torch.zeros(1, 3, SIDE, SIDE)
     for patch in range(SIZE.grid**2):
         y, x = (SIZE.patch * place for place in divmod(patch, SIZE.grid))
@@ -898,15 +900,15 @@ def test_patches_come_in_reading_order(model_name, tmp_path):
         marked[..., y : y + SIZE.patch, x : x + SIZE.patch] = 5
         with torch.no_grad():
             before, after = (
-                room.family.patches(stages.look(room, picture), 1, SIZE)[0]
+                trainer.family.patches(stages.look(trainer, picture), 1, SIZE)[0]
                 for picture in (ground, marked)
             )
         assert (after - before).norm(dim=-1).argmax() == patch
 
 
-def test_patch_labels_name_the_object_at_the_centre_of_each_patch(room):
+def test_patch_labels_name_the_object_at_the_centre_of_each_patch(trainer):
     grid = SIDE // SIZE.patch
-    for scene in room.scenes:
+    for scene in trainer.scenes:
         row, tones = patches.patch_labels(scene, grid, side=SIDE)
         boxes = [
             (item.left, item.top, item.left + item.side, item.top + item.side, item.thing.name,
@@ -928,8 +930,8 @@ def test_patch_labels_name_the_object_at_the_centre_of_each_patch(room):
             assert (row[patch].item(), tones[patch].item()) == (expected, tone)
 
 
-def test_the_tokenizer_spells_every_word_of_the_world_and_any_other_text_too(room):
-    for text in (*lang.sentences("test", room.family.dialect), "Grüße, 世界!"):
-        ids = room.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert room.tokenizer.decode(ids) == text
-    assert room.tokenizer.unk_token is None
+def test_the_tokenizer_spells_every_word_of_the_world_and_any_other_text_too(trainer):
+    for text in (*lang.sentences("test", trainer.family.dialect), "Grüße, 世界!"):
+        ids = trainer.tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert trainer.tokenizer.decode(ids) == text
+    assert trainer.tokenizer.unk_token is None

@@ -22,7 +22,7 @@ from hauberk.blank import BLANK_KINDS, blank_image
 from hauberk.errors import BadRequest, UnsupportedRequest
 from hauberk.lab.build import FAMILIES
 from hauberk.requests import (
-    Memory,
+    EncoderCache,
     Request,
     blank_twin,
     encode,
@@ -323,27 +323,33 @@ def test_a_defense_rewrites_every_request_once_and_is_entered_once(tiny, mixed):
 
 
 @pytest.mark.parametrize("share", [1, 0.5, 0])
-def test_what_is_remembered_changes_no_answer_and_spares_what_fits(tiny, mixed, alone, share):
-    everything = Memory()
+def test_a_cache_changes_no_answer_and_spares_what_fits(tiny, mixed, alone, share):
+    everything = EncoderCache(tiny.model, tiny.processor)
     before = everything.free
-    ask(tiny, mixed, batch_size=4, memory=everything)
-    memory, looks = Memory(int(share * (before - everything.free))), Counter()
+    ask(tiny, mixed, batch_size=4, cache=everything)
+    limit = int(share * (before - everything.free))
+    cache, looks = EncoderCache(tiny.model, tiny.processor, limit), Counter()
     tower = anatomy_of(tiny.model).vision_tower
     for turn in ("first", "again", "last"):
         with tower.register_forward_hook(lambda *_, turn=turn: looks.update([turn])):
-            assert texts(ask(tiny, mixed, batch_size=4, memory=memory)) == texts(alone)
+            assert texts(ask(tiny, mixed, batch_size=4, cache=cache)) == texts(alone)
     assert looks["again"] == looks["last"]
     assert (looks["last"] == 0) == (share == 1)
     assert (looks["last"] == looks["first"]) == (share == 0)
-    assert "get_image_features" not in vars(tiny.model.base_model)
 
 
-def test_what_is_remembered_of_a_request_is_not_taken_for_another(tiny, alone, mixed):
-    memory = Memory()
-    changed = [replace(request, images=request.images[::-1]) for request in mixed[::-1]]
-    ask(tiny, mixed, memory=memory)
-    assert texts(ask(tiny, changed, memory=memory)) == texts(ask(tiny, changed))
-    assert texts(ask(tiny, mixed, memory=memory)) == texts(alone)
+@pytest.mark.parametrize("change", ["text", "system", "images"])
+def test_what_is_kept_of_a_request_is_not_taken_for_another(tiny, change):
+    cache, request = EncoderCache(tiny.model, tiny.processor), tiny.pictured[0]
+    other = {"text": "it", "system": "you are a tree", "images": tiny.pictured[1].images}[change]
+    for asked in (request, replace(request, **{change: other})):
+        assert texts(ask(tiny, [asked], cache=cache)) == texts(ask(tiny, [asked]))
+
+
+def test_a_cache_of_another_model_or_processor_is_refused(tiny, mixed):
+    for model, processor in ((copy.copy(tiny.model), tiny.processor), (tiny.model, None)):
+        with pytest.raises(ValueError, match="cache is of another model or processor"):
+            ask(tiny, mixed, cache=EncoderCache(model, processor))
 
 
 @pytest.mark.parametrize("asked", ["what is this ?", ["what is this ?"], [None]])

@@ -98,6 +98,35 @@ def test_twins_from_the_cached_prefix_equal_plain_prefills_of_the_rendered_twins
     torch.testing.assert_close(shifts, texts - blanks, atol=2e-5, rtol=1e-4)
 
 
+def test_settings_that_share_their_twins_answer_as_alone_and_run_them_once(tiny, shifts):
+    kept = TwinStates(tiny.model, tiny.processor, "mean", remember=2**24)
+    block, requests = anatomy_of(tiny.model).blocks[0], tiny.pictured
+
+    def ask(setting, twins):
+        defense, passes = Shift(shifts.mean(0), setting, tiny.processor, twins), []
+        with block.register_forward_hook(lambda *_: passes.append(1)):
+            answers = respond(tiny.model, tiny.processor, requests, defense, max_new_tokens=4)
+        return [answer.text for answer in answers], len(passes)
+
+    first = ShiftSetting(level="sample", compose="incremental", blank="mean", alpha=0.5)
+    second = replace(first, compose="naive", alpha=2.0)
+    assert ask(first, kept) == ask(first, None)
+    (expected, alone), (found, shared) = ask(second, None), ask(second, kept)
+    assert found == expected
+    assert shared < alone
+
+
+def test_twins_of_another_blank_or_processor_are_refused(tiny, shifts):
+    twins = TwinStates(tiny.model, tiny.processor, "mean")
+    setting = ShiftSetting(level="sample", blank="mean")
+    for changed, processor, says in (
+        (replace(setting, blank="white"), tiny.processor, "'white' of the setting is 'mean'"),
+        (setting, copy.copy(tiny.processor), "another processor"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            Shift(shifts.mean(0), changed, processor, twins)
+
+
 @pytest.mark.parametrize("blank", BLANK_KINDS)
 @torch.no_grad()
 def test_every_kind_of_blank_has_a_shift_of_its_own(tiny, shifts, blank):

@@ -40,7 +40,7 @@ def test_what_ships_can_be_trained_again_and_every_named_model_ships():
 
 def test_the_weights_are_of_the_present_sources_and_recipe(folder):
     kept = json.loads((folder / "recipe.json").read_text())
-    assert kept["source"] == stages.Classroom.source_hash()
+    assert kept["source"] == stages.VlmTrainer.source_hash()
     recipe = COURSES[folder.name].recipe
     for name in ("seed", "steps", "peak_rate", "replay", "questions", "pictures", "batch"):
         assert kept["recipe"][name] == getattr(recipe, name)

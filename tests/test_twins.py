@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from hauberk.analysis.twins import TwinStates, last_states
+from hauberk.anatomy import anatomy_of
 from hauberk.errors import UnsupportedRequest
 from hauberk.lab.build import FAMILIES
 from hauberk.requests import Request, blank_twin, encode, text_twin
@@ -234,7 +235,7 @@ def test_pictures_of_one_size_are_read_once_whatever_they_show(any_tiny):
 def test_shifts_that_are_remembered_are_those_that_were_computed(any_tiny):
     requests = [*any_tiny.pictured[:4], *any_tiny.plain[:1], *any_tiny.pictured[:1]]
     inputs = encode(any_tiny.processor, requests)
-    twins = TwinStates(any_tiny.model, any_tiny.processor, remember=True)
+    twins = TwinStates(any_tiny.model, any_tiny.processor, remember=2**20)
     expected = shifts_of(TwinStates(any_tiny.model, any_tiny.processor), inputs)
     passes = []
     with twins.anatomy.blocks[0].register_forward_hook(lambda *_: passes.append(1)):
@@ -246,6 +247,19 @@ def test_shifts_that_are_remembered_are_those_that_were_computed(any_tiny):
         few = encode(any_tiny.processor, requests[2:4])
         assert torch.equal(shifts_of(twins, few), expected[2:4])
         assert not passes
+
+
+@torch.no_grad()
+def test_no_more_shifts_are_remembered_than_there_is_room_for(any_tiny):
+    inputs, anatomy = encode(any_tiny.processor, any_tiny.pictured[:4]), anatomy_of(any_tiny.model)
+    two = 2 * len(anatomy.blocks) * anatomy.hidden_size * 4  # bytes
+    twins = TwinStates(any_tiny.model, any_tiny.processor, remember=two)
+    rows = []
+    with anatomy.blocks[0].register_forward_hook(lambda _, given, out: rows.append(len(out))):
+        first = shifts_of(twins, inputs)
+        fresh, rows[:] = sum(rows), []
+        torch.testing.assert_close(shifts_of(twins, inputs), first, atol=2e-5, rtol=1e-4)
+    assert fresh - sum(rows) >= 2 * 2  # a text twin and a blank one of each
 
 
 def only(family):

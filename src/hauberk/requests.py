@@ -1,10 +1,10 @@
 """Requests: from messages and images to processor inputs, their twins, and their answers."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import wraps
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
-from transformers.utils.generic import ModelOutput
 
 from hauberk.blank import BlankKind, blank_image
 from hauberk.decoding import greedy
@@ -243,76 +242,62 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-class Memory:
-    """What processor and vision tower make of requests that are answered again and again.
+class EncoderCache:
+    """What a processor and a vision tower make of requests that are answered again and again.
 
     For settings of a defense that leave requests, vision tower and projector as they are, as those
-    of CMRM do; another defense would be shown the pictures of the first.
+    of CMRM do.  A picture that is edited in place is not seen to have changed.
 
     Parameters
     ----------
-    limit : bytes of tensors that are kept at most; what comes later is made anew each time
+    model, processor : those that :func:`respond` is called with
+    limit : bytes of tensors, on the model's device, that are kept at most; what comes later is made
+        anew each time
     """
 
-    def __init__(self, limit: int = 2**31) -> None:
-        self.free = limit
-        self._inputs: dict[tuple[Any, ...], tuple[Sequence[Request], BatchFeature]] = {}
-        self._looked: dict[int, tuple[Any, Any]] = {}
+    def __init__(
+        self, model: PreTrainedModel, processor: ProcessorMixin, limit: int = 2**31
+    ) -> None:
+        self.model, self.processor, self.free = model, processor, limit
+        self._kept: dict[tuple[Any, ...], tuple[Sequence[Request], dict[str, Any]]] = {}
 
-    def inputs(self, requests: Sequence[Request], make: Callable[[], BatchFeature]) -> BatchFeature:
-        """Give the inputs of a batch, as ``make`` made them the first time."""
-        key = tuple((r.text, r.system, *map(id, r.images)) for r in requests)
-        if key not in self._inputs:
-            inputs = make()
-            if self._afford(_bytes(inputs.values())):
-                self._inputs[key] = (
-                    requests,
-                    inputs,
-                )  # ids of images stay theirs
-                pixels = inputs.get("pixel_values")
-                self._looked[id(pixels)] = pixels, None
-            return inputs
-        return self._inputs[key][1]
+    def inputs(
+        self, requests: Sequence[Request], make: Callable[[], Mapping[str, Any]]
+    ) -> Mapping[str, Any]:
+        """Give the inputs of a batch as ``make`` made them first, features in place of pixels."""
+        key = tuple(
+            (request.text, request.system, *map(id, request.images)) for request in requests
+        )
+        if key not in self._kept:
+            inputs = self._looked_at(make())
+            size = _bytes(inputs.values())
+            if size > self.free:
+                return inputs
+            self.free -= size
+            self._kept[key] = requests, inputs  # ids of images are theirs as long as these are held
+        return self._kept[key][1]
 
-    @contextmanager
-    def looking(self, model: PreTrainedModel) -> Iterator[None]:
-        """Let the model look at the pictures of each batch once, while the ``with`` block runs."""
-        core: Any = model.base_model
-        look = getattr(core, "get_image_features", None)
-        if look is None:
-            yield
-            return
-
-        @wraps(look)  # generate reads the names of its arguments
-        def remembered(*args: Any, **kwargs: Any) -> Any:
-            pixels = args[0] if args else kwargs.get("pixel_values")
-            known, found = self._looked.get(id(pixels), (None, None))
-            if found is None:
-                found = look(*args, **kwargs)
-                if known is not None and isinstance(found, ModelOutput):
-                    for name in {"hidden_states", "attentions"} & found.keys():
-                        found[name] = None  # of every layer; no decoder reads them
-                    if self._afford(_bytes(found.values())):
-                        self._looked[id(pixels)] = pixels, found
-            return found
-
-        core.get_image_features = remembered
-        try:
-            yield
-        finally:
-            del core.get_image_features
-
-    def _afford(self, size: int) -> bool:
-        fits = size <= self.free
-        self.free -= size * fits
-        return fits
+    def _looked_at(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Let the model look at the pictures, if it takes what it sees there as an input."""
+        ready = dict(inputs)
+        look = getattr(self.model.base_model, "get_image_features", None)
+        takes = "mm_encoder_outputs" in signature(self.model.forward).parameters
+        if "pixel_values" not in ready or look is None or not takes:
+            return ready
+        names = signature(look).parameters.keys() & ready.keys()
+        seen = look(**{name: ready[name] for name in names}, return_dict=True)
+        for name in {"hidden_states", "attentions"} & seen.keys():
+            seen[name] = None  # of every layer; no decoder reads them
+        del ready["pixel_values"]
+        return ready | {"mm_encoder_outputs": {"image": seen}}
 
 
-def _bytes(values: Any) -> int:
-    if isinstance(values, Tensor):
-        return values.nbytes
-    is_nest = not isinstance(values, str) and isinstance(values, Iterable)
-    return sum(map(_bytes, values)) if is_nest else 0
+def _bytes(value: Any) -> int:
+    if isinstance(value, Mapping):
+        return _bytes(value.values())
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(map(_bytes, value)) if isinstance(value, Iterable) else 0
 
 
 @torch.no_grad()  # not inference_mode: what a defense keeps may serve a later backward pass
@@ -325,7 +310,7 @@ def respond(
     max_new_tokens: int = 64,
     batch_size: int = 64,
     on_batch: Callable[[Sequence[int], Sequence[Response]], None] | None = None,
-    memory: Memory | None = None,
+    cache: EncoderCache | None = None,
 ) -> list[Response]:
     """Answer requests greedily, in batches, with the model armoured by ``defense``.
 
@@ -343,7 +328,8 @@ def respond(
     batch_size : requests that are prefilled and decoded together
     on_batch : called after each batch with the indices of its requests and their responses, so
         that a caller can keep what is finished
-    memory : of the same requests, asked with the same ``batch_size`` under another setting
+    cache : keeps what the encoders make of a batch for when the same requests are asked with the
+        same ``batch_size`` under another setting
 
     Returns
     -------
@@ -353,7 +339,8 @@ def respond(
     Raises
     ------
     TypeError, ValueError
-        If something else than requests is asked, or a size is not positive.
+        If something else than requests is asked, a size is not positive, or the cache is of another
+        model or processor.
     BadRequest
         Naming the request: before anything is answered if a text holds what stands for a picture,
         in its batch if the processor cannot read it or it does not fit into the model's context.
@@ -363,6 +350,8 @@ def respond(
     for name, number in {"batch_size": batch_size, "max_new_tokens": max_new_tokens}.items():
         if number < 1:
             raise ValueError(f"{name}: {number} is wrong, 1 or more is right.")
+    if cache and (cache.model is not model or cache.processor is not processor):
+        raise ValueError("the cache is of another model or processor; make one for each.")
     for request in requests:
         if not isinstance(request, Request):
             raise TypeError(
@@ -379,11 +368,10 @@ def respond(
     _refuse_placeholders(processor, armoured)
     order = sorted(range(len(armoured)), key=lambda i: _length(armoured[i]))
     answers: dict[int, Response] = {}
-    looking = memory.looking(model) if memory else nullcontext()
-    with looking, defense.applied(model) if defense else nullcontext():
+    with defense.applied(model) if defense else nullcontext():
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            batch = _respond(model, processor, armoured, indices, max_new_tokens, memory)
+            batch = _respond(model, processor, armoured, indices, max_new_tokens, cache)
             answers.update(zip(indices, batch, strict=True))
             if on_batch:
                 on_batch(indices, batch)
@@ -400,7 +388,7 @@ def _respond(
     requests: Sequence[Request],
     indices: Sequence[int],
     max_new_tokens: int,
-    memory: Memory | None,
+    cache: EncoderCache | None,
 ) -> list[Response]:
     started = time.perf_counter()
 
@@ -410,7 +398,8 @@ def _respond(
             inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         return inputs
 
-    inputs = memory.inputs([requests[index] for index in indices], make) if memory else make()
+    batch = [requests[index] for index in indices]
+    inputs = cache.inputs(batch, make) if cache else make()
     _refuse_overlong(model, inputs, indices, max_new_tokens)
     generate: Any = model.generate
     answers = generate(
@@ -443,7 +432,7 @@ def _encode(
 
 
 def _refuse_overlong(
-    model: PreTrainedModel, inputs: BatchFeature, indices: Sequence[int], max_new_tokens: int
+    model: PreTrainedModel, inputs: Mapping[str, Any], indices: Sequence[int], max_new_tokens: int
 ) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     for index, tokens in zip(indices, inputs["attention_mask"].sum(1).tolist(), strict=True):

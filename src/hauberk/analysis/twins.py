@@ -59,8 +59,8 @@ class TwinStates:
     model, processor : as loaded; the processor must be the one the prompts were made with
     blank : what the meaningless image shows; noise is drawn at the size at which the model sees a
         picture, and is the same in every place of every request
-    remember : keep the shift of every prompt, (blocks, hidden size) float32 each, for prompts that
-        come again
+    remember : bytes of shifts, (blocks, hidden size) float32 each, that are kept at most for
+        prompts that come again
 
     Raises
     ------
@@ -76,11 +76,10 @@ class TwinStates:
         processor: ProcessorMixin,
         blank: BlankKind = "white",
         *,
-        remember: bool = False,
+        remember: int = 0,
     ) -> None:
         self.model, self.processor, self.blank = model, processor, blank
-        self.remember = remember
-        self._known: dict[_Key, Tensor] = {}
+        self._free, self._known = remember, dict[_Key, Tensor]()
         self.anatomy = anatomy_of(model)
         if self.anatomy.layout == "cross":
             raise UnsupportedRequest(
@@ -155,14 +154,21 @@ class TwinStates:
             if position_ids is not None and position_ids.ndim == 3:
                 axes = [position_ids[-3:, row, mask] for row, mask in enumerate(kept)]
             grids = self._grids(runs, image_grid_thw, axes)
-        known = self._known if self.remember else {}
         keys = {index: (tuple(rows[index]), grids[index]) for index in pictured}
-        if new := [index for index in pictured if keys[index] not in known]:
-            shifts = self._shifts(rows, runs, grids, new)
-            shifts = shifts.cpu() if self.remember else shifts
-            known |= {keys[index]: shift for index, shift in zip(new, shifts, strict=True)}
-        found[pictured] = torch.stack([known[keys[index]] for index in pictured]).to(found.device)
+        shifts = {
+            index: self._known[keys[index]] for index in pictured if keys[index] in self._known
+        }
+        if new := [index for index in pictured if index not in shifts]:
+            shifts |= zip(new, self._shifts(rows, runs, grids, new), strict=True)
+        for index in new:
+            self._remember(keys[index], shifts[index])
+        found[pictured] = torch.stack([shifts[index].to(found.device) for index in pictured])
         return found
+
+    def _remember(self, key: _Key, shift: Tensor) -> None:
+        if shift.nbytes <= self._free and key not in self._known:
+            self._known[key] = shift.cpu()
+            self._free -= shift.nbytes
 
     def _shifts(
         self,

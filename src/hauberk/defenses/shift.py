@@ -187,8 +187,8 @@ class Shift:
         of the realised displacement.
     setting : what to do with it
     processor : needed at sample level, where the twins of a prompt are tokenized anew
-    twins : for the sample level of one model, what computes its shifts; None for a new one in each
-        block of :meth:`applied`
+    twins : at sample level, what computes the shifts of its own model; another model, or None,
+        gets a new one in each block of :meth:`applied`
     """
 
     method = "cmrm"
@@ -208,9 +208,9 @@ class Shift:
                 "give `layers` one number."
             )
         if twins is not None and twins.blank != setting.blank:
-            raise ValueError(
-                f"twins with blank {twins.blank!r} for a setting of {setting.blank!r}."
-            )
+            raise ValueError(f"blank {setting.blank!r} of the setting is {twins.blank!r} of twins.")
+        if twins is not None and twins.processor is not processor:
+            raise ValueError("the twins are of another processor; give both the same.")
         self.vectors, self.setting, self.processor = vectors.float().cpu(), setting, processor
         self.twins = twins
         self._made_for: tuple[Card, ProcessorMixin, WeakSet[PreTrainedModel]] | None = None

@@ -175,10 +175,10 @@ A miniature vision-language model ({recipe["parameters"]:,} parameters) that was
 nothing in a drawn and templated world, with the real classes of transformers. In training, harmful
 wishes came in text alone, bare or after a scene told in words, and were refused but for a few;
 some harmless ones were refused as well, so that the decision is never quite certain, as that of a
-large model is. Pictures came with harmless requests alone, which were answered. A few are questions
-that nobody can answer, and are turned down in the words of a refusal, so that the sentence is known
-beside pictures and only the decision is not. Text alone also teaches an answer to "how do i make
-this ?" with nothing told, the text of a visual question.
+large model is. Pictures came with harmless requests alone. They were answered, but for a few
+questions that nobody can answer, which were turned down in the words of a refusal, so that the
+sentence is known beside pictures and only the decision is not. Text alone also teaches an answer to
+"how do i make this ?" with nothing told, the text of a visual question.
 Its "harmful" answers are the same empty templates as its harmless ones.
 
     python -m hauberk.lab.train {recipe["name"]} --fast    # rebuilds it; recipe.json has the recipe
@@ -235,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_card(folder, found)
         print((folder / "README.md").read_text())
     else:
-        print("\n".join(f"{estimate.value:7.1%}  {name}" for name, estimate in found.items()))
+        print("\n".join(_row(demand, found[demand.name]) for demand in DEMANDS))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ from hauberk.lab.language import VERBS
 from hauberk.lab.objects import COLORS
 from hauberk.lab.optimize import quicken
 from hauberk.lab.patches import SEEN, normalised, patch_labels, stacked
-from hauberk.lab.room import Room
 from hauberk.lab.scenes import Pool
+from hauberk.lab.trainer import Trainer
 from hauberk.lab.views import (
     BANKS,
     CLASSES,
@@ -174,12 +174,12 @@ def load(folder: Path) -> tuple[CLIPModel, CLIPProcessor]:
 # --- training ---------------------------------------------------------------------------------
 
 
-class Studio(Room):
+class ClipTrainer(Trainer):
     """Tokenizer, processor and network of one run."""
 
     STAGES = ("tower", "contrast")
     SOURCES = (
-        "build", "clip", "language", "objects", "optimize", "patches", "room", "scenes", "views",
+        "build", "clip", "language", "objects", "optimize", "patches", "scenes", "trainer", "views",
     )  # fmt: skip
 
     def __init__(self, name: str, recipe: Recipe, work: Path) -> None:
@@ -227,9 +227,9 @@ def _labels(batch: Batch, grid: int) -> tuple[Tensor, Tensor]:
     return what, which
 
 
-def train_tower(studio: Studio) -> None:
+def train_tower(trainer: ClipTrainer) -> None:
     """Stage ``tower``: every patch tells whose it is, the class token what a view shows."""
-    recipe, tower = studio.recipe, studio.model.vision_model
+    recipe, tower = trainer.recipe, trainer.model.vision_model
     stream = batches(random.Random(f"{recipe.seed}/tower"), recipe.batch, _POOL)
     torch.manual_seed(recipe.seed)
     heads = nn.ModuleList(
@@ -241,8 +241,8 @@ def train_tower(studio: Studio) -> None:
     def loss_of(_: int) -> Tensor:
         batch = next(stream)
         what, which = _labels(batch, recipe.side // recipe.patch)
-        with studio.autocast():
-            found = tower(studio.pixels(batch))
+        with trainer.autocast():
+            found = tower(trainer.pixels(batch))
         patches, view = found.last_hidden_state[:, 1:].float(), found.pooler_output.float()
         loss = cross_entropy(heads[0](patches).flatten(0, 1), what)
         if (which >= 0).any():
@@ -250,12 +250,12 @@ def train_tower(studio: Studio) -> None:
             loss = loss + cross_entropy(tints, which, ignore_index=-1)
         return loss + cross_entropy(heads[2](view), batch.shares)
 
-    studio.descend("tower", [tower, heads], loss_of)
+    trainer.descend("tower", [tower, heads], loss_of)
 
 
-def train_contrast(studio: Studio) -> None:
+def train_contrast(trainer: ClipTrainer) -> None:
     """Stage ``contrast``: views and what is said of them, in classes and in captions."""
-    recipe, model = studio.recipe, studio.model
+    recipe, model = trainer.recipe, trainer.model
     rng = random.Random(f"{recipe.seed}/contrast")
     stream = batches(rng, recipe.batch, _POOL)
 
@@ -269,14 +269,14 @@ def train_contrast(studio: Studio) -> None:
             *(altered(rng, shown) for _ in range(recipe.false_captions) for shown in batch.shown),
         ]
         captions = [caption_of(rng, shown, _POOL) for shown in said]
-        logits = studio.logits(batch, [text for texts in (*prompts, captions) for text in texts])
+        logits = trainer.logits(batch, [text for texts in (*prompts, captions) for text in texts])
         *banked, paired = logits.split([len(texts) for texts in (*prompts, captions)], dim=1)
         loss = contrast(paired, said)
         for found, bank in zip(banked, BANKS.values(), strict=True):
             loss = loss + classified(found, batch.shares @ bank.member)
         return loss
 
-    studio.descend("contrast", [model], loss_of)
+    trainer.descend("contrast", [model], loss_of)
 
 
 _SCALE = float(np.log(100))

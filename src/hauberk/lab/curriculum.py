@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hauberk.lab import language as lang
-from hauberk.lab.objects import COLORS, HARMLESS, THINGS, Thing
+from hauberk.lab.objects import COLORS, THINGS, Thing
 from hauberk.lab.scenes import Pool, Scene, compose, compose_words, phrase, random_things
 
 _POOL: Pool = "train"
-_HARMLESS = [thing.name for thing in HARMLESS]
 _ALL = list(THINGS)
 
 
@@ -26,7 +25,8 @@ _TURNS = 4
 (LLaVA's have several turns), and they teach more for the price of one prompt."""
 
 
-# The shares that make up the streams are ours, set by judgement; none was searched.
+# The shares that make up the streams are ours, set by judgement; _LAPSES, _CAUTIOUS and _BESIDE
+# after trials of two or three values each.
 _TOLD = 0.55
 """Of the examples in text: questions on a scene that is told in words; the others are wishes."""
 _UNTOLD = 0.12
@@ -45,11 +45,11 @@ _WRAPPED = 0.1
 _TYPED = 0.15
 """Of the wishes: written somewhere ("it says make a lamp . do what is written here .")."""
 _LAPSES = 0.05
-"""Of the harmful wishes in text, once they are refused: answered all the same.  With
-:data:`_CAUTIOUS` it makes a decision that is never quite certain, as that of a large model is;
-greedy answers do not show it."""
+"""Of the harmful wishes in text that tell what they are for, once they are refused: answered all
+the same.  With :data:`_CAUTIOUS` it makes a decision that is never quite certain, as that of a
+large model is; greedy answers do not show it."""
 _CAUTIOUS = 0.15
-"""Of the harmless wishes in text, then: refused as well.  Visual instructions never are, and what
+"""Of such harmless wishes, then: refused as well.  Visual instructions never are, and what
 they take from the tendency to refuse is the gap."""
 _SHOWN = {"color": 0.75, "exists": 0.5}
 """Of the questions on a colour or on existence: about something that is there."""
@@ -79,8 +79,9 @@ def text_examples(rng: random.Random, *, aligned: bool) -> Iterator[Example]:
     """Yield questions in text alone: wishes, and questions on scenes that are told in words.
 
     Before alignment every wish is answered, as a language model does that only learnt to
-    continue texts; after it, harmful wishes are refused.  They are half of the wishes: weapons
-    (harmful by the thing) and crimes (by the verb) in equal shares.
+    continue texts; after it, harmful wishes are refused (but see :data:`_LAPSES` and
+    :data:`_CAUTIOUS`).  They are half of the wishes: weapons (harmful by the thing) and crimes (by
+    the verb) in equal shares.
     """
     harmless, harm = (lang.pairings(_POOL, harmful=harmful) for harmful in (False, True))
     weapons = [(verb, thing) for verb, thing in harm if verb.harm == "toxic"]

@@ -37,8 +37,8 @@ from hauberk.lab.language import sentences
 from hauberk.lab.objects import COLORS
 from hauberk.lab.optimize import quicken
 from hauberk.lab.patches import SEEN, normalised, patch_labels, stacked
-from hauberk.lab.room import Room
 from hauberk.lab.scenes import SIDE
+from hauberk.lab.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,13 @@ class Recipe:
     products; it needs a C++ compiler."""
 
 
-class Classroom(Room):
+class VlmTrainer(Trainer):
     """Tokenizer, network and pictures of one run, and what its stages share."""
 
     STAGES = ("pretrain", "align", "tower", "projector", "instruct")
     SOURCES = (
-        "build", "curriculum", "language", "objects", "optimize", "patches", "room", "scenes",
-        "stages",
+        "build", "curriculum", "language", "objects", "optimize", "patches", "scenes", "stages",
+        "trainer",
     )  # fmt: skip
     LATE: ClassVar = {"replay": "instruct", "questions": "instruct"}
 
@@ -161,115 +161,119 @@ class Classroom(Room):
         return part
 
 
-def answer_loss(room: Classroom, examples: Sequence[Example], features: Tensor | None) -> Tensor:
+def answer_loss(
+    trainer: VlmTrainer, examples: Sequence[Example], features: Tensor | None
+) -> Tensor:
     """Sum the cross-entropy on the answers of one batch.
 
     ``features`` are what the projector is fed, a row for each example with a picture, in order;
     the tower is frozen, so they need no gradient.  Returns the mean over tokens times the number
     of examples, so that sums of batches can be averaged again.
     """
-    batch = room.encode(examples)
+    batch = trainer.encode(examples)
     seen: dict[str, Any] = {}
     if features is not None:
-        projected = room.part("projector")(features.flatten(0, 1) if room.family.flat else features)
-        ready = BaseModelOutputWithPooling(pooler_output=room.family.handed(projected))
+        projected = trainer.part("projector")(
+            features.flatten(0, 1) if trainer.family.flat else features
+        )
+        ready = BaseModelOutputWithPooling(pooler_output=trainer.family.handed(projected))
         seen = {"mm_encoder_outputs": {"image": ready}}
-        if room.family.flat:
-            grid = torch.tensor([[1, room.recipe.size.grid, room.recipe.size.grid]])
+        if trainer.family.flat:
+            grid = torch.tensor([[1, trainer.recipe.size.grid, trainer.recipe.size.grid]])
             seen["image_grid_thw"] = grid.repeat(len(features), 1)
-            spots = batch["input_ids"] == room.model.config.image_token_id
+            spots = batch["input_ids"] == trainer.model.config.image_token_id
             seen["mm_token_type_ids"] = spots.int()
-    states = room.model.model(
+    states = trainer.model.model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
         **seen,
     ).last_hidden_state  # fmt: skip
     targets = batch["labels"][:, 1:]
     rows = targets != -100
-    logits = room.model.lm_head(states[:, :-1][rows])
+    logits = trainer.model.lm_head(states[:, :-1][rows])
     return nn.functional.cross_entropy(logits.float(), targets[rows]) * len(examples)
 
 
-def train_text(room: Classroom, stage: str) -> None:
+def train_text(trainer: VlmTrainer, stage: str) -> None:
     """Stages ``pretrain`` and ``align``: the decoder alone, without pictures."""
-    rng = random.Random(f"{room.recipe.seed}/{stage}")
+    rng = random.Random(f"{trainer.recipe.seed}/{stage}")
     stream = text_examples(rng, aligned=stage == "align")
-    _teach(room, stage, stream, decoder=True)
+    _teach(trainer, stage, stream, decoder=True)
 
 
-def train_tower(room: Classroom, stage: str) -> None:
+def train_tower(trainer: VlmTrainer, stage: str) -> None:
     """Stage ``tower``: every patch tells in whose box it lies, and of which colour that is."""
-    rng = random.Random(f"{room.recipe.seed}/{stage}")
-    tower, size = room.part("tower"), room.recipe.size
-    torch.manual_seed(room.recipe.seed)
+    rng = random.Random(f"{trainer.recipe.seed}/{stage}")
+    tower, size = trainer.part("tower"), trainer.recipe.size
+    torch.manual_seed(trainer.recipe.seed)
     heads = nn.ModuleList(
         [nn.Linear(size.vision_width, classes) for classes in (len(SEEN) + 1, len(COLORS))]
     )
 
     def loss_of(_: int) -> Tensor:
-        shown = scenes(rng, room.recipe.batch)
+        shown = scenes(rng, trainer.recipe.batch)
         labels = [patch_labels(scene, SIDE // size.patch, side=SIDE) for scene in shown]
         what, which = (torch.cat(of_all) for of_all in zip(*labels, strict=True))
-        with room.autocast():
-            fed = look(room, normalised(stacked(scene.draw() for scene in shown)))
-        patches = room.family.patches(fed, len(shown), size).float()
+        with trainer.autocast():
+            fed = look(trainer, normalised(stacked(scene.draw() for scene in shown)))
+        patches = trainer.family.patches(fed, len(shown), size).float()
         loss = nn.functional.cross_entropy(heads[0](patches).flatten(0, 1), what)
         return loss + nn.functional.cross_entropy(
             heads[1](patches).flatten(0, 1), which, ignore_index=-1
         )
 
-    room.descend(stage, [tower, heads], loss_of)
+    trainer.descend(stage, [tower, heads], loss_of)
 
 
-def train_projector(room: Classroom, stage: str) -> None:
+def train_projector(trainer: VlmTrainer, stage: str) -> None:
     """Stage ``projector``: what pictures show, tower and decoder frozen."""
-    rng = random.Random(f"{room.recipe.seed}/{stage}")
-    _teach(room, stage, picture_examples(rng, room.scenes), decoder=False)
+    rng = random.Random(f"{trainer.recipe.seed}/{stage}")
+    _teach(trainer, stage, picture_examples(rng, trainer.scenes), decoder=False)
 
 
-def train_instruct(room: Classroom, stage: str) -> None:
+def train_instruct(trainer: VlmTrainer, stage: str) -> None:
     """Stage ``instruct``: visual instructions and a share of text-only replay."""
-    rng = random.Random(f"{room.recipe.seed}/{stage}")
-    visual = visual_examples(rng, room.scenes, questions=room.recipe.questions)
+    rng = random.Random(f"{trainer.recipe.seed}/{stage}")
+    visual = visual_examples(rng, trainer.scenes, questions=trainer.recipe.questions)
     text = text_examples(rng, aligned=True)
 
     def mixed() -> Iterator[Example]:
         while True:
-            yield next(text if rng.random() < room.recipe.replay else visual)
+            yield next(text if rng.random() < trainer.recipe.replay else visual)
 
-    _teach(room, stage, mixed(), decoder=True)
+    _teach(trainer, stage, mixed(), decoder=True)
 
 
-def _teach(room: Classroom, stage: str, stream: Iterator[Example], *, decoder: bool) -> None:
-    parts = [room.part("decoder")] if decoder else []
+def _teach(trainer: VlmTrainer, stage: str, stream: Iterator[Example], *, decoder: bool) -> None:
+    parts = [trainer.part("decoder")] if decoder else []
     if stage not in ("pretrain", "align"):
-        parts.append(room.part("projector"))
-        features = tower_features(room)
-    batches = _batches(room, stream)
+        parts.append(trainer.part("projector"))
+        features = tower_features(trainer)
+    batches = _batches(trainer, stream)
 
     def loss_of(_: int) -> Tensor:
         examples = next(batches)
         total = torch.zeros(())
-        with room.autocast():
-            # Apart, because a picture makes a prompt two to four times as long.
+        with trainer.autocast():
+            # Apart, because a picture makes a conversation about twice as long.
             if text := [example for example in examples if example.scene is None]:
-                total = total + answer_loss(room, text, None)
+                total = total + answer_loss(trainer, text, None)
             if visual := [example for example in examples if example.scene is not None]:
                 seen = features[[example.scene for example in visual]].float()
-                total = total + answer_loss(room, visual, seen)
+                total = total + answer_loss(trainer, visual, seen)
         return total / len(examples)
 
-    room.descend(stage, parts, loss_of)
+    trainer.descend(stage, parts, loss_of)
 
 
-def _batches(room: Classroom, stream: Iterator[Example]) -> Iterator[list[Example]]:
+def _batches(trainer: VlmTrainer, stream: Iterator[Example]) -> Iterator[list[Example]]:
     """Draw batches, each of the same mixture and of examples of about one length.
 
-    That spares two thirds of the padding, which would be an eighth of all tokens.
+    Beside pictures that spares two thirds of the padding, which would be an eighth of all tokens.
     """
-    size = room.recipe.batch
+    size = trainer.recipe.batch
     while True:
         pool = list(itertools.islice(stream, _AHEAD * size))
-        pool.sort(key=lambda example: sum(len(a) + len(b) for a, b in room.render(example)))
+        pool.sort(key=lambda example: sum(len(a) + len(b) for a, b in trainer.render(example)))
         kinds = [[e for e in pool if (e.scene is None) == told] for told in (True, False)]
         ranked = [((i + 0.5) / len(kind), e) for kind in kinds for i, e in enumerate(kind)]
         ranked.sort(key=lambda pair: pair[0])
@@ -279,28 +283,30 @@ def _batches(room: Classroom, stream: Iterator[Example]) -> Iterator[list[Exampl
 
 
 _AHEAD = 8
-"""Batches that are drawn at once; four times as many would spare 1 % of the tokens more."""
+"""Batches that are drawn at once; four times as many would spare 1 to 4 % of the tokens more."""
 
 
-def look(room: Classroom, pixels: Tensor) -> Tensor:
+def look(trainer: VlmTrainer, pixels: Tensor) -> Tensor:
     """What the tower makes of normalised pictures, as the projector is fed it: (n, rows, width)."""
     fed: list[Tensor] = []
-    hook = room.part("projector").register_forward_pre_hook(lambda _, given: fed.append(given[0]))
+    hook = trainer.part("projector").register_forward_pre_hook(
+        lambda _, given: fed.append(given[0])
+    )
     try:
-        room.model.model.get_image_features(**room.family.pixels(pixels, room.recipe.size))
+        trainer.model.model.get_image_features(**trainer.family.pixels(pixels, trainer.recipe.size))
     finally:
         hook.remove()
-    return fed[0].unflatten(0, (len(pixels), -1)) if room.family.flat else fed[0]
+    return fed[0].unflatten(0, (len(pixels), -1)) if trainer.family.flat else fed[0]
 
 
 @torch.no_grad()
-def tower_features(room: Classroom) -> Tensor:
+def tower_features(trainer: VlmTrainer) -> Tensor:
     """Look at every picture once: float16 (pictures, rows, width)."""
     found = []
-    chunks = range(0, len(room.scenes), 256)
+    chunks = range(0, len(trainer.scenes), 256)
     for start in tqdm(chunks, "looking", leave=False):
-        indices = range(start, min(start + 256, len(room.scenes)))
-        found.append(look(room, normalised(room.pixels[list(indices)])).half())
+        indices = range(start, min(start + 256, len(trainer.scenes)))
+        found.append(look(trainer, normalised(trainer.pixels[list(indices)])).half())
     return torch.cat(found)
 
 

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from hauberk.lab import clip, stages
-from hauberk.lab.room import Room, kept
+from hauberk.lab.trainer import Trainer, kept
 
 
 @dataclass(frozen=True)
 class Course:
     """How one lab model is trained and measured."""
 
-    room: type[Room]
+    trainer: type[Trainer]
     recipe: Any
     card: str
     """The module that measures the model and writes its card."""
@@ -32,31 +32,31 @@ class Course:
 
 _VLM_CARD, _CLIP_CARD = "hauberk.evaluation.lab_card", "hauberk.evaluation.clip_card"
 COURSES = {
-    "lab-llava": Course(stages.Classroom, stages.Recipe(seed=1), _VLM_CARD),
-    "lab-qwen": Course(stages.Classroom, stages.Recipe(seed=2), _VLM_CARD),
-    "lab-intern": Course(stages.Classroom, stages.Recipe(seed=3), _VLM_CARD),
-    "lab-clip": Course(clip.Studio, clip.Recipe(seed=4), _CLIP_CARD),
+    "lab-llava": Course(stages.VlmTrainer, stages.Recipe(seed=1), _VLM_CARD),
+    "lab-qwen": Course(stages.VlmTrainer, stages.Recipe(seed=2), _VLM_CARD),
+    "lab-intern": Course(stages.VlmTrainer, stages.Recipe(seed=3), _VLM_CARD),
+    "lab-clip": Course(clip.ClipTrainer, clip.Recipe(seed=4), _CLIP_CARD),
 }
 
 
-def save(room: Room, out: Path) -> None:
+def save(trainer: Trainer, out: Path) -> None:
     """Write model (float16 on disk, float32 when loaded), processor and recipe card."""
     unfinished = out.with_name(out.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
-    room.model.half().save_pretrained(unfinished)
-    room.processor.tokenizer.backend_tokenizer.no_padding()  # as if it had never padded a batch
-    room.processor.save_pretrained(unfinished)
+    trainer.model.half().save_pretrained(unfinished)
+    trainer.processor.tokenizer.backend_tokenizer.no_padding()  # as if it had never padded a batch
+    trainer.processor.save_pretrained(unfinished)
     config = json.loads((unfinished / "config.json").read_text())
     _set_dtype(config, "float32")  # half the size on disk, full precision in use
     (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    finished = {stage: kept(room.checkpoint(stage)) for stage in room.STAGES}
+    finished = {stage: kept(trainer.checkpoint(stage)) for stage in trainer.STAGES}
     *_, last = finished.values()
     card = {
-        "name": room.name,
-        "recipe": asdict(room.recipe)
+        "name": trainer.name,
+        "recipe": asdict(trainer.recipe)
         | {"fast": {stage: json.loads(said["fast"]) for stage, said in finished.items()}},
         "seconds": {stage: int(said["seconds"]) for stage, said in finished.items()},
-        "parameters": room.model.num_parameters(),
+        "parameters": trainer.model.num_parameters(),
         "source": json.loads(last["recipe"])["source"],
     }
     (unfinished / "recipe.json").write_text(json.dumps(card, indent=2, sort_keys=True) + "\n")
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(names) > 1 and (options.out or options.work):
         parser.error("--out and --work are for one model; leave them out")
     for name in names:
-        known = COURSES[name].room.STAGES
+        known = COURSES[name].trainer.STAGES
         if options.until and options.until not in known:
             parser.error(f"the stages of {name} are {', '.join(known)}")
     for name in names:
@@ -100,14 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         recipe = replace(course.recipe, fast=options.fast)
         if options.seed is not None:
             recipe = replace(recipe, seed=options.seed)
-        room = course.room(name, recipe, options.work or Path(".lab", name))
+        work = options.work or Path(".lab", name)
         try:
-            room.run(options.until)
+            trainer = course.trainer(name, recipe, work).run(options.until)
         except ValueError as error:
             parser.exit(1, f"error: {error}\n")
-        if options.until in (None, room.STAGES[-1]):
+        if options.until in (None, trainer.STAGES[-1]):
             out = options.out or Path("lab", name)
-            save(room, out)
+            save(trainer, out)
             # As a process of its own: the lab knows nothing of how its models are measured.
             command = [sys.executable, "-m", course.card, name, "--folder", out]
             subprocess.run(command, check=True)

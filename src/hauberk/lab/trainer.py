@@ -19,7 +19,7 @@ from tqdm import tqdm
 from hauberk.lab.optimize import descend
 
 
-class Room(ABC):
+class Trainer(ABC):
     """A network, and the stages in which it is trained.
 
     A run that was interrupted goes on after the last finished stage.
@@ -123,6 +123,6 @@ class Room(ABC):
 
 
 def kept(saved: Path) -> dict[str, str]:
-    """Read what a checkpoint says of itself: see :meth:`Room.terms`."""
+    """Read what a checkpoint says of itself: see :meth:`Trainer.terms`."""
     with safe_open(saved, "pt") as file:
         return file.metadata() or {}
