@@ -72,11 +72,11 @@ class Driver:
         StageFailed
             With the stage's own message; `Transient` if it may be tried again.
         """
-        start = time.monotonic()
         if not self.graph.reasons([name]):
             self.listen(Event(name, "Skipped"))
             return "Skipped"
         with self._slots:
+            start = time.monotonic()
             self.listen(Event(name, "running"))
             log = StageLog(self.graph.root, name)
             try:
