@@ -275,8 +275,10 @@ def test_plots_on_the_page_are_the_plots_beside_it(page, index):
 
 def test_a_page_can_be_made_of_metrics_alone(results, tmp_path):
     page = render(Comparison(metrics=results.metrics), tmp_path)
-    assert "No defense is put forward" in page.text
     assert not page.all("img")
+    verdict = page.text.partition("No defense is put forward")[2].partition("Model by defense")[0]
+    for defense in {row["defense"] for row in results.metrics} - {"none"}:
+        assert re.search(rf"{defense}: (closes|narrows|breaks)", verdict)
 
 
 def test_two_rows_for_one_measurement_are_refused(results, tmp_path):
