@@ -66,7 +66,8 @@ def test_a_model_does_what_its_card_says_on_the_first_of_the_same_samples(folder
     found = measure_card(*shipped, size=40, suites=suites)
     assert set(found) == {demand.name for demand in DEMANDS if demand.suite in suites}
     for name, estimate in found.items():
-        assert estimate.low <= kept[name]["value"] <= estimate.high, name
+        assert estimate.low <= kept[name]["high"], name
+        assert kept[name]["low"] <= estimate.high, name
 
 
 def test_a_batch_of_every_suite_is_answered_as_each_request_alone(shipped):

@@ -359,7 +359,8 @@ def small(write_to, **changes):
     """Parameters, with changes of top-level sections."""
     (write_to / "lab" / "lab-llava").mkdir(parents=True, exist_ok=True)
     (write_to / "lab" / "lab-llava" / "config.json").write_text("{}")
-    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | changes
+    one = {name: SMALL[name] for name in ("models", "registry")}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | one | changes
     path = write_to / "params.yaml"
     path.write_text(yaml.safe_dump(params))
     return load_params(path)
