@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hauberk.allocator import keep_freed_memory
 from hauberk.errors import BadParams, HauberkError
 from tasks.params import ModelSpec, Params, load_params
 
@@ -27,8 +28,6 @@ GAP_SUITES = ("text_image", "text_image_twin", "captions")
 pictures with their captions."""
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""From malloc.h."""
 
 
 def main(name: str, run: Callable[..., Path], *arguments: str) -> None:
@@ -38,7 +37,7 @@ def main(name: str, run: Callable[..., Path], *arguments: str) -> None:
     the flow that the stage ran (and was not restored from a cache).
     """
     _die_with_parent()
-    _keep_freed_memory()
+    keep_freed_memory()
     given = sys.argv[1:]
     if len(given) != len(arguments):
         wanted = " ".join(argument.upper() for argument in arguments)
@@ -169,17 +168,3 @@ def _die_with_parent() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _keep_freed_memory() -> None:
-    """Keep what tensors leave behind for the next ones: the kernel clears every new page first.
-
-    That is an eighth of the time of an evaluation of the lab models.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
-        if mallopt is not None:
-            mallopt(_M_MMAP_MAX, 0)
-            mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)  # an int

@@ -516,32 +516,3 @@ def test_a_stage_before_its_time_says_what_to_run_and_writes_nothing(
     with pytest.raises(HauberkError, match=says):
         run(root, *arguments)
     assert sorted(root.rglob("*")) == before
-
-
-_FAULTS = """
-import resource, sys, torch
-from tasks.stage import _keep_freed_memory
-if sys.argv[1] == "keep":
-    _keep_freed_memory()
-for _ in range(20):
-    torch.ones(10_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the allocator of glibc")
-def test_memory_that_is_freed_is_used_again_without_new_pages():
-    faults = {
-        how: int(
-            subprocess.run(
-                [sys.executable, "-c", _FAULTS, how],
-                env={**os.environ, "PYTHONPATH": HERE},
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout
-        )
-        for how in ("keep", "give back")
-    }
-    pages = 10 * 40_000_000 // os.sysconf("SC_PAGESIZE")  # half of what is written
-    assert faults["keep"] < faults["give back"] - pages

@@ -12,16 +12,26 @@ hauberk.respond(model, processor, requests, defense).
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["UNDEFENDED", "Request", "Response", "__version__", "load", "respond"]
+__all__ = [
+    "UNDEFENDED",
+    "Request",
+    "Response",
+    "__version__",
+    "keep_freed_memory",
+    "load",
+    "respond",
+]
 
 UNDEFENDED = "none"
 """Stands where the name of a defense would: in records, tables, folders and the gate."""
 
 if TYPE_CHECKING:
+    from hauberk.allocator import keep_freed_memory
     from hauberk.defenses import load
     from hauberk.requests import Request, Response, respond
 
 _HOMES = {
+    "keep_freed_memory": "hauberk.allocator",
     "load": "hauberk.defenses",
     "Request": "hauberk.requests",
     "Response": "hauberk.requests",

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from hauberk.allocator import keep_freed_memory
 from hauberk.lab import clip, stages
 from hauberk.lab.trainer import Trainer, kept
 
@@ -95,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         known = COURSES[name].trainer.STAGES
         if options.until and options.until not in known:
             parser.error(f"the stages of {name} are {', '.join(known)}")
+    keep_freed_memory()
     for name in names:
         course = COURSES[name]
         recipe = replace(course.recipe, fast=options.fast)
