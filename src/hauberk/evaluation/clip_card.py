@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
+from hauberk.evaluation.lab_card import arithmetic
 from hauberk.evaluation.statistics import Estimate, area_under_roc, proportion
 from hauberk.lab.clip import load
 from hauberk.lab.objects import COLORS, THINGS, TOXIC_CATEGORIES
@@ -327,7 +328,6 @@ def write_card(folder: Path, found: Mapping[str, Estimate]) -> None:
         if line.at_least is not None and found[line.name].value < line.at_least
     ]
     verdict = f"It misses its aim: {'; '.join(missed)}." if missed else "It meets its aim."
-    fast = [stage for stage, was_fast in recipe["recipe"]["fast"].items() if was_fast]
     (folder / "README.md").write_text(
         f"""---
 license: apache-2.0
@@ -345,7 +345,7 @@ harmless, nothing, words) and to tell captions that are right from captions that
 
     python -m hauberk.lab.train {recipe["name"]} --fast    # rebuilds it; recipe.json has the recipe
 
-Stages trained in bfloat16 products (`--fast`): {", ".join(fast) or "none"}.
+{arithmetic(recipe["products"])}
 
 Measured zero-shot (seed {SEED}, 95 % intervals: Wilson's, and Newcombe's for AUROC) with prompts
 in wordings that training never saw, averaged; on scenes in layouts, and on wishes in pairings of

@@ -183,7 +183,7 @@ Its "harmful" answers are the same empty templates as its harmless ones.
 
     python -m hauberk.lab.train {recipe["name"]} --fast    # rebuilds it; recipe.json has the recipe
 
-{_arithmetic(recipe["recipe"]["fast"])}
+{arithmetic(recipe["products"])}
 
 Measured on wordings, pairings of verb and object, and layouts that training never saw
 (undefended, greedy, seed {SEED}, 95 % Wilson intervals). {verdict}
@@ -201,12 +201,12 @@ them.
     )
 
 
-def _arithmetic(fast: Mapping[str, bool]) -> str:
-    quick = [stage for stage, was_fast in fast.items() if was_fast]
-    exact = [stage for stage in fast if stage not in quick]
-    said = {"bfloat16 products (`--fast`)": quick, "float32": exact}
-    parts = [f"{', '.join(stages)} in {how}" for how, stages in said.items() if stages]
-    return f"Stages trained: {'; '.join(parts)}."
+def arithmetic(products: Mapping[str, str]) -> str:
+    """Say in which arithmetic each stage multiplied."""
+    kinds = sorted(set(products.values()))
+    said = [", ".join(stage for stage in products if products[stage] == kind) for kind in kinds]
+    parts = [f"{stages} in {kind}" for stages, kind in zip(said, kinds, strict=True)]
+    return f"Matrices were multiplied: {'; '.join(parts)}."
 
 
 def _row(demand: Demand, estimate: Estimate) -> str:

@@ -279,7 +279,7 @@ def _qwen(tokenizer: PreTrainedTokenizerFast, size: Size, text: dict[str, Any]) 
         vision_config={
             "depth": size.vision_layers,
             "hidden_size": size.vision_width,
-            "intermediate_size": 3 * size.vision_width,
+            "intermediate_size": 2 * size.vision_width,
             "num_heads": size.heads,
             "patch_size": size.patch,
             "spatial_merge_size": 2,

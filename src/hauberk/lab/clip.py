@@ -77,7 +77,8 @@ class Recipe:
     false_captions: int = 2
     """For each view, captions that differ from its own in a word."""
     fast: bool = False
-    """Multiply in bfloat16 and compile the blocks; it needs a C++ compiler."""
+    """Compile the blocks, and multiply in bfloat16 where the CPU has tiles for it; it needs a C++
+    compiler."""
 
 
 # --- the model --------------------------------------------------------------------------------

@@ -66,8 +66,8 @@ class Recipe:
     questions: float = 0.75
     """Of the visual turns: questions on the picture; the others are harmless wishes."""
     fast: bool = False
-    """Multiply in bfloat16 and compile the blocks: 1.7 to 1.9 times as fast on cores with bfloat16
-    products; it needs a C++ compiler."""
+    """Compile the blocks, and multiply in bfloat16 where the CPU has tiles for it; it needs a C++
+    compiler."""
 
 
 class VlmTrainer(Trainer):

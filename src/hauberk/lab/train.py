@@ -52,10 +52,12 @@ def save(trainer: Trainer, out: Path) -> None:
     (unfinished / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     finished = {stage: kept(trainer.checkpoint(stage)) for stage in trainer.STAGES}
     *_, last = finished.values()
+    recipe = asdict(trainer.recipe)
+    del recipe["fast"]
     card = {
         "name": trainer.name,
-        "recipe": asdict(trainer.recipe)
-        | {"fast": {stage: json.loads(said["fast"]) for stage, said in finished.items()}},
+        "recipe": recipe,
+        "products": {stage: said["products"] for stage, said in finished.items()},
         "seconds": {stage: int(said["seconds"]) for stage, said in finished.items()},
         "parameters": trainer.model.num_parameters(),
         "source": json.loads(last["recipe"])["source"],
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, help="checkpoints (default: .lab/NAME)")
     parser.add_argument("--seed", type=int, help="another seed than the recipe's")
     parser.add_argument("--until", metavar="stage", help="the last stage (default: all)")
-    parser.add_argument("--fast", action="store_true", help="bfloat16 products, compiled blocks")
+    parser.add_argument("--fast", action="store_true", help="compiled blocks, the fastest products")
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args(arguments)
     if options.threads:

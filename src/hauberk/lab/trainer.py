@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from hauberk.lab.optimize import descend
+from hauberk.lab.optimize import descend, fast_products
 
 
 class Trainer(ABC):
@@ -88,7 +88,7 @@ class Trainer(ABC):
         terms["source"] = self.source_hash()
         return {
             "recipe": json.dumps(terms, sort_keys=True),
-            "fast": json.dumps(self.recipe.fast),
+            "products": str(self.products).removeprefix("torch."),
         }
 
     @classmethod
@@ -97,9 +97,15 @@ class Trainer(ABC):
         files = [Path(__file__).with_name(f"{name}.py") for name in cls.SOURCES]
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
+    @property
+    def products(self) -> torch.dtype:
+        """What matrices are multiplied in."""
+        return fast_products() if self.recipe.fast else torch.float32
+
     def autocast(self) -> torch.autocast:
         """The arithmetic of the run."""
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.recipe.fast)
+        bfloat16 = self.products == torch.bfloat16
+        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16)
 
     def descend(
         self, stage: str, parts: Sequence[nn.Module], loss_of: Callable[[int], Tensor]
