@@ -121,7 +121,8 @@ def test_a_rewritten_card_of_a_model_makes_no_stage_run_again(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / ".dvcignore", tmp_path)
     repo = Repo.init(no_scm=True)
-    for name, seen in {"README.md": False, "measurements.json": False, "config.json": True}.items():
+    cards = "README.md", "measurements.json", "recipe.json", "rebuild.json"
+    for name, seen in {**dict.fromkeys(cards, False), "config.json": True}.items():
         path = tmp_path / "lab" / "another" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from hauberk.data.lab import ATTACKED, SUITES, build_suite
 from hauberk.evaluation.lab_card import DEMANDS, SAMPLES, SEED, measure_card
+from hauberk.evaluation.rebuild import KEPT, note
 from hauberk.lab import build, stages
 from hauberk.lab.train import COURSES
 from hauberk.requests import respond
@@ -29,7 +30,7 @@ def shipped(folder):
 
 
 def test_all_weights_together_are_small():
-    assert sum(file.stat().st_size for file in LAB.rglob("*.safetensors")) <= 16 * 2**20
+    assert sum(file.stat().st_size for file in LAB.rglob("*.safetensors")) <= 16e6
 
 
 def test_what_ships_can_be_trained_again_and_every_named_model_ships():
@@ -82,3 +83,16 @@ def test_a_batch_of_every_suite_is_answered_as_each_request_alone(shipped):
     alone = [respond(model, processor, [one], max_new_tokens=32)[0] for one in requests]
     assert [answer.text for answer in together] == [answer.text for answer in alone]
     assert len({answer.text for answer in together}) > 10
+
+
+@pytest.mark.parametrize("name", [*COURSES])
+def test_what_a_card_says_of_a_rebuild_is_what_was_measured(name):
+    kept, shipped = LAB / name / KEPT, json.loads((LAB / name / "measurements.json").read_text())
+    text = (LAB / name / "README.md").read_text()
+    assert note(LAB / name) in text
+    if kept.is_file():
+        content = json.loads(kept.read_text())
+        assert {row["name"]: row["shipped"] for row in content["rows"]} == {
+            key: one["value"] for key, one in shipped.items()
+        }
+        assert all(row["within"] for row in content["rows"])

@@ -26,6 +26,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPProcessor
 
 from hauberk.evaluation.lab_card import arithmetic
+from hauberk.evaluation.rebuild import note
 from hauberk.evaluation.statistics import Estimate, area_under_roc, proportion
 from hauberk.lab.clip import load
 from hauberk.lab.objects import COLORS, THINGS, TOXIC_CATEGORIES
@@ -360,8 +361,7 @@ box covers {_COVERED:.0%} at least; a cell may show any part of it, even one tha
 AUROC is of the share of toxic names and categories in a softmax over a bank of all names and
 categories, nothing and words.
 
-A rebuild may differ from these values by the tolerances in measurements.json, set by judgement
-until rebuilds confirm them.
+{note(folder)}
 """
     )
 

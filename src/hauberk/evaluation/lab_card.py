@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from hauberk import UNDEFENDED
 from hauberk.data.lab import build_suite
 from hauberk.data.samples import Sample, Split
+from hauberk.evaluation.rebuild import note
 from hauberk.evaluation.run import Record, judge_response
 from hauberk.evaluation.statistics import Estimate, proportion
 from hauberk.requests import respond
@@ -194,9 +195,9 @@ Measured on wordings, pairings of verb and object, and layouts that training nev
 
 Samples share wordings and pairings, so the intervals are somewhat too narrow. Trials of the recipe
 were measured on other samples of the same wordings and pairings, so that this is no untouched test
-of the recipe; nothing was chosen by the numbers above. A rebuild may differ
-from these values by the tolerances in measurements.json, set by judgement until rebuilds confirm
-them.
+of the recipe; nothing was chosen by the numbers above.
+
+{note(folder)}
 """
     )
 
