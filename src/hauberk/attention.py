@@ -274,7 +274,10 @@ class _Part:
         self.mask = mask.to(query.dtype)
 
     def bias(self, gamma: float, mode: Mode) -> Tensor:
-        """Say what is added in the columns of the span, (r, heads, q, w) float32."""
+        """Say what is added in the columns of the span, (r, heads, q, w) float32.
+
+        Also at queries before its end, of which :meth:`merged` takes nothing.
+        """
         rows = torch.arange(len(self.key), device=self.key.device).unsqueeze(1)
         keys = self.key[rows, :, self.columns].transpose(1, 2)  # no products with other columns
         products = self._products(keys)
@@ -283,8 +286,7 @@ class _Part:
             logits = products.relu() * logits
         elif mode == "clamped":
             logits = logits.relu()
-        there = self.there[:, None, None, :] & self.behind[:, None, :, None]
-        return gamma * logits * there
+        return gamma * logits * self.there[:, None, None, :]
 
     def spread(self, bias: Tensor) -> Tensor:
         """Put the bias where the columns are, (r, heads, q, positions), dtype of the queries."""
