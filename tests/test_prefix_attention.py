@@ -16,6 +16,7 @@ from hauberk.defenses.prefix_tokens import PrefixFinder, prefixed
 from hauberk.defenses.shift import Shift, ShiftSetting
 from hauberk.errors import LayerOutOfRange, UnsupportedRequest
 from hauberk.hooks import recording
+from hauberk.lab.build import FAMILIES
 from hauberk.requests import Request, encode, respond
 
 USER = PrefixSetting("as an ai assistant , ", gamma=1.5)
@@ -111,10 +112,16 @@ def test_the_same_words_elsewhere_are_not_the_prefix(tiny, mixed, setting):
 
 
 @PLACES
-def test_a_prompt_that_only_speaks_of_the_prefix_has_none(tiny, mixed, setting):
-    words = setting.text.strip()
+@pytest.mark.parametrize("before", ["space", "what stands before a prefix", "an answer's tag"])
+def test_a_prompt_that_only_speaks_of_the_prefix_has_none(tiny, mixed, setting, before):
+    words, chat = setting.text.strip(), FAMILIES[tiny.name].chat
+    glue = {
+        "space": " ",
+        "what stands before a prefix": chat.image.rpartition(tiny.processor.image_token)[2],
+        "an answer's tag": chat.assistant + chat.gap,
+    }[before]
     requests = [
-        replace(request, text=f"{request.text} : {words} it is .", system=f"{words} .")
+        replace(request, text=f"{request.text}{glue}{words} it is .", system=f"{words} .")
         for request in mixed
     ]
     begin, end = finder_of(tiny, setting).spans(encode(tiny.processor, requests)["input_ids"])
@@ -207,6 +214,20 @@ def test_rows_without_the_prefix_and_positions_up_to_its_end_keep_every_bit(tiny
     for row, stop in enumerate(end[:number].tolist()):
         assert torch.equal(found[row, :stop], plain[row, :stop])
         assert (found[row, stop:] - plain[row, stop:]).abs().amax(1).min() > 1e-4
+
+
+@torch.no_grad()
+def test_between_passes_of_the_model_the_decoder_is_the_stock_one(tiny):
+    inputs = inputs_of(tiny, USER, tiny.pictured[:2])
+    states = tiny.model.get_input_embeddings()(inputs["input_ids"])
+    decoder = tiny.model.get_decoder()
+    plain = decoder(inputs_embeds=states).last_hidden_state
+    with of(tiny, USER).applied(tiny.model):
+        tiny.model(**inputs)
+        assert torch.equal(decoder(inputs_embeds=states).last_hidden_state, plain)
+        with pytest.raises(IndexError):
+            tiny.model(**inputs | {"input_ids": inputs["input_ids"] + 10**6})
+        assert torch.equal(decoder(inputs_embeds=states).last_hidden_state, plain)
 
 
 @PLACES
