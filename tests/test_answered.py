@@ -1,10 +1,11 @@
 """Requests with the answers wanted to them, as a model would be given them token by token."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hauberk.errors import UnsupportedRequest
@@ -81,6 +82,19 @@ def test_the_columns_on_the_right_are_the_answer_after_the_prompt(any_tiny):
             assert ids[-int(kept.sum()) :] == row[kept].tolist()
 
 
+def test_behind_what_an_answer_begins_with_stands_the_rest_of_it(any_tiny):
+    processor, begun = any_tiny.processor, "take some"
+    for request in (any_tiny.pictured[0], any_tiny.plain[0]):
+        whole, whole_labels = encode_answered(processor, [request], ANSWERS[:1], tokens=100)
+        rest = ANSWERS[0].removeprefix(begun)
+        inputs, labels = encode_answered(
+            processor, [replace(request, begun=begun)], [rest], tokens=100
+        )
+        assert torch.equal(inputs["input_ids"], whole["input_ids"])
+        assert torch.equal(labels, whole_labels[:, -labels.shape[1] :])
+        assert processor.decode(labels[0]) == rest
+
+
 def test_an_answer_ends_after_the_tokens_asked_for(any_tiny):
     processor, requests = any_tiny.processor, any_tiny.pictured[:3]
     _, whole = encode_answered(processor, requests, ANSWERS, tokens=100)
@@ -127,6 +141,21 @@ def test_an_answer_is_tokenized_where_it_stands_and_not_as_a_text_of_its_own(tin
     assert inputs["input_ids"][0].tolist() == whole.input_ids
     assert "".join(tokenizer.convert_ids_to_tokens(labels[0])) == "take▁some▁wood"
     assert "".join(tokenizer.tokenize(answer)) == "▁take▁some▁wood"
+
+
+def test_a_tokenizer_that_drops_a_first_space_does_not_take_it_from_inside_an_answer(
+    tiny, monkeypatch
+):
+    processor = metaspaced(tiny, ["user assistant what take some wood"] * 9)
+    processor.tokenizer.backend_tokenizer.decoder = decoders.Metaspace()
+    wood = processor.tokenizer.convert_tokens_to_ids("▁wood")
+    assert processor.decode([wood]) == "wood"
+    others = [token for token in range(tiny.model.config.text_config.vocab_size) if token != wood]
+    monkeypatch.setattr(tiny.model.generation_config, "suppress_tokens", others)
+    (answer,) = respond(
+        tiny.model, processor, [Request("what ?", begun="take some")], max_new_tokens=2
+    )
+    assert answer.text == "take some wood wood"
 
 
 def test_an_answer_that_shares_a_token_with_its_prompt_is_refused(tiny):

@@ -189,6 +189,50 @@ def test_the_twin_of_a_plain_request_is_the_request(tiny):
         assert blank_twin(request, tiny.processor) == request
 
 
+def test_what_an_answer_begins_with_ends_the_prompt_as_the_lab_trains_it(tiny):
+    for request in (tiny.pictured[0], tiny.plain[0], replace(tiny.plain[0], system="be kind .")):
+        begun = replace(request, begun="as an ai assistant ,")
+        said = f"{FAMILIES[tiny.name].chat.gap}as an ai assistant ,"
+        assert prompt_of(tiny.processor, begun) == prompt_of(tiny.processor, request) + said
+        for twin in (text_twin(begun), blank_twin(begun, tiny.processor)):
+            assert prompt_of(tiny.processor, twin).endswith(said)
+
+
+def test_an_answer_whose_beginning_is_given_goes_on_as_the_model_would(tiny, mixed, monkeypatch):
+    """Which says the same behind its own first words, were they given or not."""
+    monkeypatch.setattr(
+        tiny.model.generation_config, "suppress_tokens", tiny.processor.tokenizer.all_special_ids
+    )
+    first = respond(tiny.model, tiny.processor, mixed, max_new_tokens=3)
+    whole = respond(tiny.model, tiny.processor, mixed, max_new_tokens=7)
+    pairs = [
+        (replace(request, begun=short.text), long.text)
+        for request, short, long in zip(mixed, first, whole, strict=True)
+        if len(encode(tiny.processor, [replace(request, begun=short.text)])["input_ids"][0])
+        == len(encode(tiny.processor, [request])["input_ids"][0]) + 3
+        and long.text.startswith(short.text)
+    ]
+    assert len(pairs) > 3
+    requests, texts = zip(*pairs, strict=True)
+    said = respond(tiny.model, tiny.processor, requests, max_new_tokens=4)
+    assert [answer.text for answer in said] == list(texts)
+    assert {answer.tokens for answer in said} == {4}
+    assert len(set(texts)) > 2
+
+
+def test_answers_that_are_begun_do_not_depend_on_their_batch(tiny, mixed):
+    begun = [
+        replace(request, begun="as an ai assistant" if index % 3 else "")
+        for index, request in enumerate(mixed)
+    ]
+    together = texts(ask(tiny, begun, batch_size=5))
+    assert together == [texts(ask(tiny, [request]))[0] for request in begun]
+    assert all(
+        text.startswith(request.begun) for (text, _), request in zip(together, begun, strict=True)
+    )
+    assert together != texts(ask(tiny, mixed))
+
+
 @pytest.mark.parametrize("number", [0, 1, 2, 3])
 def test_every_picture_of_a_request_is_shown_before_the_text(tiny, number):
     colors = ("red", "green", "blue")[:number]
@@ -338,10 +382,11 @@ def test_a_cache_changes_no_answer_and_spares_what_fits(tiny, mixed, alone, shar
     assert (looks["last"] == looks["first"]) == (share == 0)
 
 
-@pytest.mark.parametrize("change", ["text", "system", "images"])
+@pytest.mark.parametrize("change", ["text", "system", "begun", "images"])
 def test_what_is_kept_of_a_request_is_not_taken_for_another(tiny, change):
     cache, request = EncoderCache(tiny.model, tiny.processor), tiny.pictured[0]
-    other = {"text": "it", "system": "you are a tree", "images": tiny.pictured[1].images}[change]
+    changes = {"text": "it", "system": "you are a tree", "begun": "it is"}
+    other = (changes | {"images": tiny.pictured[1].images})[change]
     for asked in (request, replace(request, **{change: other})):
         assert texts(ask(tiny, [asked], cache=cache)) == texts(ask(tiny, [asked]))
 
@@ -366,7 +411,7 @@ def test_sizes_that_are_not_positive_are_refused_by_name(tiny, wrong):
 
 
 @pytest.mark.parametrize("kind", ["image_token", "video_token"])
-@pytest.mark.parametrize("where", ["text", "system"])
+@pytest.mark.parametrize("where", ["text", "system", "begun"])
 def test_what_stands_for_a_picture_is_found_before_anything_is_answered(tiny, mixed, kind, where):
     token = getattr(tiny.processor, kind, None)
     if token is None:

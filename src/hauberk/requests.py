@@ -33,13 +33,15 @@ class Request:
     text: str
     images: tuple[Image.Image, ...] = ()
     system: str | None = None
+    begun: str = ""
+    """What the answer begins with: the model goes on behind it, as if it had said so itself."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "images", tuple(self.images))
 
     @property
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation as chat templates read it."""
+        """The conversation as chat templates read it, up to where the assistant begins."""
         content: list[dict[str, Any]] = [{"type": "image"} for _ in self.images]
         content.append({"type": "text", "text": self.text})
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -51,7 +53,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """One answer: its text, the number of generated tokens, and its share of the wall clock."""
+    """One answer: its text, the number of generated tokens, and its share of the wall clock.
+
+    The text begins with what the request says that it begins with, which was not generated.
+    """
 
     text: str
     tokens: int
@@ -97,31 +102,49 @@ def mean_color(processor: ProcessorMixin) -> tuple[int, int, int]:
 
 
 def prompt_of(processor: ProcessorMixin, request: Request) -> str:
-    """Render the chat template up to where the assistant begins."""
-    prompt = processor.apply_chat_template(
-        request.messages, add_generation_prompt=True, tokenize=False
+    """Render the chat template up to where the model goes on.
+
+    That is where the assistant begins, or behind what its answer begins with.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If the template does not put what the answer begins with behind the prompt.
+    """
+    prompt = str(
+        processor.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False)
     )
-    return str(prompt)
+    return prompt + _behind(processor, request, prompt, request.begun)
 
 
 def continuation_of(processor: ProcessorMixin, request: Request, answer: str) -> str:
     """Render an answer as the chat template puts it behind the prompt, up to its last character.
+
+    Where the request says what the answer begins with, ``answer`` is what comes after that.
 
     Raises
     ------
     UnsupportedRequest
         If the template does not put the answer behind the prompt.
     """
-    prompt = prompt_of(processor, request)
+    prompt = prompt_of(processor, replace(request, begun=""))
+    begun = _behind(processor, request, prompt, request.begun)
+    return _behind(processor, request, prompt, request.begun + answer).removeprefix(begun)
+
+
+def _behind(processor: ProcessorMixin, request: Request, prompt: str, said: str) -> str:
+    """Render what the assistant says as it stands behind the prompt, what is between included."""
+    if not said:
+        return ""
     # Some templates read what the assistant said as text alone, others as parts alone.
-    for content in (answer, [{"type": "text", "text": answer}]):
+    for content in (said, [{"type": "text", "text": said}]):
         turns = [*request.messages, {"role": "assistant", "content": content}]
         whole = str(processor.apply_chat_template(turns, tokenize=False))
-        before, found, _ = whole.removeprefix(prompt).partition(answer)
+        before, found, _ = whole.removeprefix(prompt).partition(said)
         if whole.startswith(prompt) and found:
             return before + found
     raise UnsupportedRequest(
-        f"the chat template does not put the answer {answer[:60]!r} behind the prompt "
+        f"the chat template does not put the answer {said[:60]!r} behind the prompt "
         f"{prompt[:60]!r}; correct the template."
     )
 
@@ -211,7 +234,7 @@ def _refuse_placeholders(processor: ProcessorMixin, requests: Sequence[Request])
     names = ("image_token", "boi_token", "video_token")
     tokens = [getattr(processor, name, None) for name in names]
     for index, request in enumerate(requests):
-        for text in (request.text, request.system or ""):
+        for text in (request.text, request.system or "", request.begun):
             for token in tokens:
                 if isinstance(token, str) and token in text:
                     raise BadRequest(
@@ -266,7 +289,8 @@ class EncoderCache:
     ) -> Mapping[str, Any]:
         """Give the inputs of a batch as ``make`` made them first, features in place of pixels."""
         key = tuple(
-            (request.text, request.system, *map(id, request.images)) for request in requests
+            (request.text, request.system, request.begun, *map(id, request.images))
+            for request in requests
         )
         if key not in self._kept:
             inputs = self._looked_at(make())
@@ -410,12 +434,27 @@ def _respond(
         num_beams=1,
         custom_generate=greedy,
     )
-    texts = processor.batch_decode(answers, skip_special_tokens=True)
+    lasts = inputs["input_ids"][:, -1].tolist()
+    texts = [
+        _said(processor, request.begun, last, answer)
+        for request, last, answer in zip(batch, lasts, answers, strict=True)
+    ]
     seconds = (time.perf_counter() - started) / len(indices)
     return [
         Response(text.strip(), len(answer), seconds)
         for text, answer in zip(texts, answers, strict=True)
     ]
+
+
+def _said(processor: ProcessorMixin, begun: str, last: int, answer: list[int]) -> str:
+    """Spell out an answer: what it began with, and the tokens after the ``last`` of that."""
+    if not begun:
+        return str(processor.decode(answer, skip_special_tokens=True))
+    # Decoded alone, some tokenizers would take the space from its first word.
+    known, whole = (
+        str(processor.decode(ids, skip_special_tokens=True)) for ids in ([last], [last, *answer])
+    )
+    return begun + whole[len(known) :]
 
 
 def _encode(

@@ -1,42 +1,46 @@
-"""GuardAlign, second half: a safety prefix, and attention that keeps looking at it.
+"""GuardAlign's second half: a safety prefix, and attention that does not let go of it.
 
-A prefix such as "As an AI assistant, " is put before the query.  Its influence fades from block to
-block and from token to token, so in the middle blocks the logits of attention from what comes
-after it (query, template and answer) to its tokens are raised (Eq. 12 to 14),
+A prefix such as "As an AI assistant, " stands before the query.  Its part of the attention fades
+with depth; so in the middle blocks every position behind it is made to look at it harder.  With Z
+the logits of these positions on the prefix's tokens, before the mask (Eq. 12 to 14),
 
-    Z = scaling q k^T,    Z <- Z + gamma relu(Z)    at rows after the prefix x columns of it.
+    Z <- Z + gamma * relu(Z)
 
-Eq. 14 as printed multiplies Z by relu(q.k) once more, which makes it quadratic: a logit of 4 over
-128 dimensions becomes 22 at gamma 0.1, and attention a choice of one token.  We read it as an
-indicator, 1[Z > 0]; ``mode: literal`` is the printed one, and ``unclamped`` that of its ancestor
-(VAF, "ClearSight"), which raises negative logits' distance from zero as well.
+at prefill and at every decoding step, in all heads.  The paper leaves open where the prefix
+stands (before the query is the only place that Eq. 14's instruction tokens can look back to), which
+blocks are meant, gamma, and the prefix's other words; our defaults are those of its ancestors.
+Its Eq. 14 as printed multiplies by q.k once more; see :data:`hauberk.attention.Mode`.
 
-The paper does not say which blocks: it names the middle ones.  VAF's 9 to 14 of 32, scaled by
-depth, are the default; so is its strength, gamma 0.15.
-
-Source: "GuardAlign", ICLR 2026, arXiv:2602.24027, sections 3.2 and 3.3.
+Source: GuardAlign, ICLR 2026, arXiv:2602.24027, section 3.2; VAF ("ClearSight", CVPR 2025,
+arXiv:2503.13107) for blocks and strength; ETA for the beginning of an answer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
-from weakref import ReferenceType, ref
+from math import isfinite
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.anatomy import anatomy_of
-from hauberk.attention import Bias, biased
-from hauberk.decoding import rows_left
+from hauberk.attention import (
+    Calibration,
+    Focus,
+    Mode,
+    aim_at,
+    attentions_of,
+    calibrating,
+)
+from hauberk.defenses.prefix_tokens import Placement, PrefixFinder, prefixed
 from hauberk.errors import UnsupportedRequest
-from hauberk.requests import Request, prompt_of
-
-Mode = Literal["clamped", "unclamped", "literal"]
+from hauberk.passes import Passes
+from hauberk.requests import Request, encode, encode_answered
 
 _FIRST, _LAST = 0.28, 0.44
-"""VAF's blocks 9 to 14 of 32, as shares of the depth."""
+"""Of the depth: VAF's blocks 9 to 14 of 32."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +50,42 @@ class PrefixSetting:
     Raises
     ------
     ValueError
-        If the text is empty or the mode unknown, gamma is negative, or a layer is named twice.
+        If a value is not one of those named, the text has no words, an answer would begin with a
+        text that ends in a space, or a layer is named twice.
     """
 
     text: str = "As an AI assistant, "
-    """Put before the query, behind the pictures; the paper's only example."""
+    """The paper's only example."""
+    placement: Placement = "user"
+    """Before the query and behind the pictures, or, as ETA does it, at the beginning of the
+    answer, where the prefix takes no space at its end ("As an AI assistant")."""
     gamma: float = 0.15
-    """How much logits are raised; 0 for a prefix alone."""
+    """0 leaves the attention as it is; VAF multiplies logits by 1.15."""
     layers: tuple[int, ...] | None = None
-    """Decoder blocks, counted from 0; None for those at 0.28 to 0.44 of the depth."""
+    """Decoder blocks to calibrate, counted from 0; None for the middle ones: VAF's 9 to 14 of 32,
+    scaled to the depth of the model."""
     mode: Mode = "clamped"
 
     def __post_init__(self) -> None:
-        if not self.text.strip():
-            raise ValueError(f"text: {self.text!r} is empty; give the prefix some words.")
-        if self.gamma < 0:
+        for name, value, known in (
+            ("placement", self.placement, get_args(Placement)),
+            ("mode", self.mode, get_args(Mode)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}.")
+        if not (isfinite(self.gamma) and self.gamma >= 0):
             raise ValueError(f"gamma: {self.gamma} is wrong, 0 or more is right.")
-        if self.mode not in get_args(Mode):
-            raise ValueError(f"mode: {self.mode!r} is not one of {', '.join(get_args(Mode))}.")
-        layers = self.layers or ()
-        repeated = sorted({layer for layer in layers if layers.count(layer) > 1})
-        if repeated:
-            raise ValueError(f"layers: {repeated} stand there more than once; once is right.")
+        if not self.text.strip():
+            raise ValueError(f"text: {self.text!r} has no words; give the prefix.")
+        if self.placement == "answer" and self.text != self.text.rstrip():
+            raise ValueError(
+                f"text: {self.text!r} ends in a space, behind which no model begins a word; "
+                f"{self.text.rstrip()!r} is right for an answer."
+            )
+        layers = self.layers
+        repeated = sorted({layer for layer in layers or () if (layers or ()).count(layer) > 1})
+        if repeated or layers == ():
+            raise ValueError(f"layers: {layers} is wrong, one or more, each once, is right.")
 
     def chosen_layers(self, blocks: int) -> tuple[int, ...]:
         """Name the blocks to calibrate in a model of ``blocks`` blocks."""
@@ -77,12 +95,12 @@ class PrefixSetting:
 
 
 class PrefixAttention:
-    """A safety prefix that is kept attended to.
+    """A safety prefix with calibrated attention on it.
 
     Parameters
     ----------
-    setting : what to say and how much to raise it
-    processor : that of the model: it tells which tokens the prefix becomes
+    setting : what to say, and how hard to look at it
+    processor : that of the models it is applied to, which tells what tokens the prefix becomes
     """
 
     method = "prefix_attention"
@@ -91,167 +109,147 @@ class PrefixAttention:
         self.setting, self.processor = setting, processor
 
     def rewrite(self, request: Request) -> Request:
-        """Put the prefix before the query; templates put pictures before both."""
-        return replace(request, text=self.setting.text + request.text)
+        """Put the prefix into a request, with pictures or without."""
+        return prefixed(request, self.setting.text, self.setting.placement)
+
+    def with_gamma(self, gamma: float) -> "PrefixAttention":
+        """The same prefix at another strength."""
+        return PrefixAttention(replace(self.setting, gamma=gamma), self.processor)
 
     @contextmanager
     def applied(self, model: PreTrainedModel) -> Iterator[None]:
-        """Raise attention to the prefix in every prompt that has it, while the block runs.
+        """Calibrate the attention of prompts with the prefix while the ``with`` block runs.
+
+        Rows without the prefix keep every bit, and so does everything at gamma 0.  A defense that
+        runs the decoder for itself, as CMRM does at sample level, is to be applied outside.
 
         Raises
         ------
         UnsupportedRequest
-            If the model attends in a way that takes no bias, or the tokenizer joins the prefix
-            with what stands around it.
+            If the attention of this model is calibrated already, attends by something else than
+            sdpa or eager, or the prefix cannot be found in its prompts.  Inside the block: if the
+            model is called with something else than a whole prompt and then one token at a time.
         LayerOutOfRange, UnknownFamily
             If the model has no such blocks.
         """
-        anatomy = anatomy_of(model)
-        layers = self.setting.chosen_layers(len(anatomy.blocks))
+        with self._looking(model, None):
+            yield
+
+    @contextmanager
+    def _looking(
+        self, model: PreTrainedModel, shares: Sequence[list[Tensor]] | None
+    ) -> Iterator[None]:
+        """Calibrate; ``shares`` collect, block by block, how much attention the prefix has."""
+        anatomy, setting = anatomy_of(model), self.setting
+        layers = setting.chosen_layers(len(anatomy.blocks))
         anatomy.check_layers(layers)
-        if self.setting.gamma == 0:
-            yield
-            return
-        tokens = prefix_tokens(self.processor, self.setting.text)
-        session = _Session(self.setting, tokens, anatomy.image_token_id)
-        bias: Bias = session.bias
+        finder = PrefixFinder(
+            self.processor, anatomy.image_token_id, setting.text, setting.placement
+        )
+        modules, focus = attentions_of(anatomy), Focus()
+        if not modules.keys() & set(layers):
+            raise UnsupportedRequest(
+                f"layers {list(layers)} of this {anatomy.family!r} model have no self-attention "
+                f"that looks back; {sorted(modules)} have. Name some of those."
+            )
+        told = {
+            module: Calibration(
+                focus,
+                setting.gamma if layer in layers else 0.0,
+                setting.mode,
+                shares[layer].append if shares else None,
+            )
+            for layer, module in modules.items()
+            if shares or layer in layers
+        }
+        session = _Session(finder, focus)
         before = model.register_forward_pre_hook(session.before, with_kwargs=True)
-        after = model.register_forward_hook(session.after)
-        with before, after, biased(anatomy, dict.fromkeys(layers, bias)):
+        after = model.register_forward_hook(session.after, always_call=True)
+        with before, after, calibrating(told):
             yield
-
-
-def prefix_tokens(processor: ProcessorMixin, text: str) -> list[int]:
-    """Tokenize a prefix where it stands: between the template and a query.
-
-    Returns
-    -------
-    list of int
-        The tokens that lie wholly within the prefix, whatever stands before and behind it.  One at
-        an edge that a tokenizer joins with a neighbour is not among them.
-
-    Raises
-    ------
-    UnsupportedRequest
-        If the tokenizer does not tell where tokens stand, or none lies within the prefix always.
-    """
-    tokenizer: Any = processor.tokenizer
-    if not tokenizer.is_fast:
-        raise UnsupportedRequest(
-            f"{type(tokenizer).__name__} does not tell where in a text its tokens stand; load the "
-            "fast one."
-        )
-    found = []
-    for behind in ("how", "7 a", "? x", "\nx", " x"):
-        prompt = prompt_of(processor, Request(text + behind))
-        start = prompt.rindex(text + behind)
-        told = tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
-        found.append(
-            [
-                token
-                for token, (begin, end) in zip(
-                    told["input_ids"], told["offset_mapping"], strict=True
-                )
-                if start <= begin < end <= start + len(text)
-            ]
-        )
-    shortest = min(found, key=len)
-    # A picture before the prefix may change its first token, as a space would.
-    for tokens in (shortest, shortest[1:]):
-        if tokens and all(_place(torch.tensor(one), tokens) is not None for one in found):
-            return tokens
-    raise UnsupportedRequest(
-        f"the tokenizer joins the prefix {text!r} with what stands around it, so that no token is "
-        "the prefix's own; choose a prefix that ends in a whole word or a space."
-    )
-
-
-def _place(ids: Tensor, tokens: list[int], start: int = 0) -> int | None:
-    """Where tokens stand first in ids, at ``start`` or behind it."""
-    if len(ids) - start < len(tokens):
-        return None
-    windows = ids[start:].unfold(0, len(tokens), 1)
-    hits = (windows == torch.tensor(tokens, device=ids.device)).all(1).nonzero()
-    return start + int(hits[0]) if len(hits) else None
 
 
 class _Session:
-    """Where the prefix stands in the prompt that is being answered, for one model."""
+    """Where the prefix stands in the prompts of one model, from pass to pass."""
 
-    def __init__(self, setting: PrefixSetting, tokens: list[int], image_token: int) -> None:
-        self.setting, self.tokens, self.image_token = setting, tokens, image_token
-        self.starts = torch.empty(0, dtype=torch.long)
-        """First position of the prefix in every row of the prompt, -1 where there is none."""
-        self.left = torch.empty(0, dtype=torch.long)
-        """Rows of the prompt that are still decoded."""
-        self.past = self.length = 0
-        self.cache: ReferenceType[Cache] | None = None
-        """The cache that holds the prompt: one of another prompt may be as long."""
+    def __init__(self, finder: PrefixFinder, focus: Focus) -> None:
+        self.finder, self.focus = finder, focus
+        self.passes = Passes("a calibrated prefix")
+        self.begin = self.end = torch.empty(0, dtype=torch.long)
+        """Positions of the prefix in every row of the prompt, both 0 where there is none."""
 
     def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Look at the inputs of one forward pass: a prompt, or a token that follows one."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is None:
-            raise UnsupportedRequest(
-                "the prefix is found in input_ids; call the model with input_ids, not with "
-                "inputs_embeds alone."
-            )
-        cache = kwargs.get("past_key_values")
-        self.past = 0 if cache is None else int(cache.get_seq_length())
-        if self.past == 0:
-            self._read_prompt(ids)
-            self.cache = None if cache is None else ref(cache)
-            return
-        left = rows_left(cache)
-        self.left = self.left if left is None else left
-        own = self.cache is not None and self.cache() is cache and self.past == self.length
-        if not own or ids.shape != (len(self.left), 1):
-            raise UnsupportedRequest(
-                f"{ids.shape[1]} tokens after {self.past} cached ones, where one after "
-                f"{self.length} of this prompt's own cache would be right: the prefix is looked "
-                "for in a whole prompt and followed one token at a time; switch off chunked "
-                "prefill, assisted decoding and prompt caches."
-            )
-        self.length += 1
+        """Look at the inputs of one forward pass and aim at the prefix."""
+        if self.passes.before(args, kwargs):
+            self.begin, self.end = self.finder.spans(self.passes.prompt)
+        passes, left = self.passes, self.passes.left
+        mask: Any = kwargs.get("attention_mask")
+        known = isinstance(mask, Tensor) and mask.shape == (len(left), passes.length)
+        self.focus.aim = aim_at(
+            self.begin[left],
+            self.end[left],
+            past=passes.past,
+            length=passes.length - passes.past,
+            attended=mask[:, passes.past :].bool() if known else None,
+        )
 
     def after(self, module: Any, args: Any, output: Any) -> None:
-        """Remember the cache that the model made for the prompt where the caller gave none."""
-        if self.cache is None:
-            parts = output.values() if isinstance(output, dict) else output
-            self.cache = next((ref(part) for part in parts if isinstance(part, Cache)), None)
+        """Look at nothing until the next pass, also after an error."""
+        self.focus.aim = None
+        if output is not None:
+            self.passes.after(output)
 
-    def bias(self, query: Tensor, key: Tensor, scaling: float) -> Tensor | None:
-        """Eq. 13: what is added to the logits of one block, float32; None if nothing is."""
-        starts = self.starts[self.left].to(query.device)
-        if (starts < 0).all():
-            return None
-        rows, heads, queries, width = query.shape
-        columns = starts.clamp(min=0).unsqueeze(1) + torch.arange(
-            len(self.tokens), device=query.device
+
+@torch.no_grad()
+def prefix_share(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    requests: Sequence[Request],
+    defense: PrefixAttention,
+    *,
+    answers: Sequence[str] | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Measure how much of the attention lies on the prefix, block by block (Fig. 1b).
+
+    The share of one position behind the prefix is the sum of its attention on the prefix's tokens,
+    averaged over heads; these are averaged over all positions behind it, in the prompts and in the
+    answers.  The same at ``defense.with_gamma(0)`` shows what the calibration changes.
+
+    Parameters
+    ----------
+    requests : without the prefix
+    answers : what is said after each prompt, the same whatever the strength; at the beginning of
+        an answer, a prefix has only these behind it
+
+    Returns
+    -------
+    Tensor (layers,), float32, on the CPU
+        NaN for a block without causal self-attention.
+
+    Raises
+    ------
+    ValueError
+        If no position comes behind a prefix.
+    """
+    armoured = [defense.rewrite(request) for request in requests]
+    shares: list[list[Tensor]] = [[] for _ in anatomy_of(model).blocks]
+    with defense._looking(model, shares):
+        for start in range(0, len(armoured), batch_size):
+            batch = armoured[start : start + batch_size]
+            if answers is None:
+                inputs = encode(processor, batch)
+            else:
+                said = answers[start : start + batch_size]
+                inputs, _ = encode_answered(processor, batch, said, tokens=max(map(len, said)))
+            inputs = inputs.to(model.device)
+            if "pixel_values" in inputs:
+                inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+            model(**inputs)
+    if not any(shares):
+        raise ValueError(
+            f"no position comes behind the prefix in {len(requests)} requests; give some, and for "
+            "a prefix that begins the answer give `answers`."
         )
-        picked = columns[:, None, :, None].expand(-1, key.shape[1], -1, width)
-        prefix = key.gather(2, picked).repeat_interleave(heads // key.shape[1], dim=1)
-        products = query.float() @ prefix.float().transpose(2, 3)
-        raised = self._raised(products, scaling)
-        positions = self.past + torch.arange(queries, device=query.device)
-        behind = (positions > columns[:, -1:]) & (starts >= 0).unsqueeze(1)
-        raised = raised * behind[:, None, :, None]
-        whole = raised.new_zeros(rows, heads, queries, key.shape[2])
-        return whole.scatter(3, columns[:, None, None, :].expand_as(raised), raised)
-
-    def _raised(self, products: Tensor, scaling: float) -> Tensor:
-        logits = scaling * products
-        if self.setting.mode == "literal":
-            return self.setting.gamma * products.relu() * logits
-        return self.setting.gamma * (logits.relu() if self.setting.mode == "clamped" else logits)
-
-    def _read_prompt(self, ids: Tensor) -> None:
-        self.left = torch.arange(len(ids), device=ids.device)
-        self.length = ids.shape[1]
-        starts = []
-        for row in ids.cpu():
-            pictures = (row == self.image_token).nonzero()
-            behind = int(pictures[-1]) + 1 if len(pictures) else 0
-            place = _place(row, self.tokens, behind)
-            starts.append(-1 if place is None else place)
-        self.starts = torch.tensor(starts, device=ids.device)
+    nothing = torch.tensor(torch.nan)
+    return torch.stack([torch.cat(found).mean().cpu() if found else nothing for found in shares])

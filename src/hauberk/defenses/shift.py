@@ -24,21 +24,21 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
-from weakref import ReferenceType, WeakSet, ref
+from weakref import WeakSet
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.analysis.twins import TwinStates
 from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.blank import BlankKind
 from hauberk.bundle import Binding, Card, check_binding, write_bundle
-from hauberk.decoding import rows_left
 from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.hooks import Edit, editing
+from hauberk.passes import Passes
 from hauberk.requests import Request, encode
 
 Level = Literal["dataset", "sample"]
@@ -346,48 +346,24 @@ class _Session:
         self.video: int | None = getattr(model.config, "video_token_id", None)
         self.rows: Tensor | None = None
         """Rows of the prompt with an image; None while nothing is to be edited."""
-        self.left = torch.empty(0, dtype=torch.long)
-        """Rows of the prompt that are still decoded."""
         self.where = torch.empty(0, 0, dtype=torch.bool)
         """Positions to edit in this pass, bool (rows, positions)."""
         self.spots = (torch.empty(0, dtype=torch.long),) * 3
         """The same as indices, of rows and positions in this pass and of rows of the prompt: found
         once a pass, not once a block."""
         self.added = self.fixed
-        self.prompt = torch.empty(0, 0)
-        self.length = 0
-        """Positions seen since the prompt began."""
-        self.cache: ReferenceType[Cache] | None = None
-        """The cache that holds them: one of another prompt may be as long."""
+        self.passes = Passes("CMRM")
 
     def before(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         """Look at the inputs of one forward pass and decide what its edits are."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is None:
-            raise UnsupportedRequest(
-                "CMRM reads from input_ids which rows have an image; call the model with "
-                "input_ids, not with inputs_embeds alone."
-            )
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        if past == 0 and not self._continues(ids, cache):
-            self._read_prompt(ids, kwargs)
-            self.cache = None if cache is None else ref(cache)
-        elif past and not self._follows(ids, past, cache):
-            raise UnsupportedRequest(
-                f"{ids.shape[1]} tokens after {past} cached ones, where one after {self.length} "
-                "of this prompt's own cache would be right: CMRM follows a whole prompt and then "
-                "one token at a time; give every prompt whole and without a cache, and switch off "
-                "chunked prefill, assisted decoding and prompt caches."
-            )
+        if self.passes.before(args, kwargs):
+            self._read_prompt(self.passes.prompt, kwargs)
         else:
-            self._decode(ids, past)
+            self._decode()
 
     def after(self, module: Any, args: Any, output: Any) -> None:
         """Remember the cache that the model made for the prompt where the caller gave none."""
-        if self.cache is None:
-            parts = output.values() if isinstance(output, dict) else output
-            self.cache = next((ref(part) for part in parts if isinstance(part, Cache)), None)
+        self.passes.after(output)
 
     def edit(self, layer: int, states: Tensor) -> Tensor:
         """Add the shift at one block: (rows, positions, hidden size) -> the same."""
@@ -403,7 +379,7 @@ class _Session:
         """Set the positions to edit in this pass."""
         if where.shape != self.where.shape or not torch.equal(where, self.where):
             rows, positions = where.nonzero(as_tuple=True)
-            self.where, self.spots = where, (rows, positions, self.left[rows])
+            self.where, self.spots = where, (rows, positions, self.passes.left[rows])
 
     def _read_prompt(self, ids: Tensor, kwargs: dict[str, Any]) -> None:
         self.rows = None  # the twins run through the same blocks, unedited
@@ -417,8 +393,7 @@ class _Session:
         if isinstance(mask, dict):  # by kind of attention; None where nothing is hidden
             mask = next((kind for kind in mask.values() if kind is not None), None)
         mask = torch.ones_like(ids) if mask is None else mask
-        self.prompt, self.length = ids, ids.shape[1]
-        self.left, self.where = torch.arange(len(ids), device=ids.device), ids[:0].bool()
+        self.where = ids[:0].bool()
         if not pictured.any():
             return
         if not isinstance(mask, Tensor) or mask.ndim != 2:
@@ -443,32 +418,13 @@ class _Session:
         self._aim(chosen & pictured.unsqueeze(1))
         self.rows = pictured
 
-    def _continues(self, ids: Tensor, cache: Any) -> bool:
-        """Without a cache every step shows the prompt again, one token longer each time."""
-        rows, known = self.prompt.shape
-        return (
-            cache is None
-            and self.where.shape == (rows, self.length)  # not after steps with a cache
-            and ids.shape == (rows, self.length + 1)
-            and torch.equal(ids[:, :known], self.prompt)
-        )
-
-    def _follows(self, ids: Tensor, past: int, cache: Any) -> bool:
-        """With a cache every step shows one token a row, after all that was seen so far."""
-        if self.cache is None or self.cache() is not cache:
-            return False
-        left = rows_left(cache)
-        self.left = self.left if left is None else left
-        return past == self.length and ids.shape == (len(self.left), 1)
-
-    def _decode(self, ids: Tensor, past: int) -> None:
-        self.length += 1
+    def _decode(self) -> None:
         if self.rows is None:
             return
-        new = self.rows[self.left].unsqueeze(1)
+        new = self.rows[self.passes.left].unsqueeze(1)
         if self.setting.steps == "prefill":
             new = torch.zeros_like(new)
-        if past:
+        if self.passes.past:
             self._aim(new)
         else:
             self._aim(torch.cat([self.where, new], dim=1))
