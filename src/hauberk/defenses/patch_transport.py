@@ -153,9 +153,10 @@ def _readable(image: Image.Image, index: int) -> Image.Image:
     """Read a picture as the models do: one frame, without transparency, not turned."""
     try:
         rgb = as_rgb(image)
+        rgb.load()  # Pillow reads a file's pixels only here
     except BadRequest as error:
         raise BadRequest(f"picture {index}: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reads pixels only here
+    except (OSError, SyntaxError, ValueError) as error:
         raise BadRequest(
             f"picture {index}: its file cannot be read ({error}); load it again, whole."
         ) from None
