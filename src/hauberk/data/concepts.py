@@ -9,6 +9,7 @@ as many as make the printed threshold meaningful
 
 from dataclasses import dataclass
 
+from hauberk.lab.language import VERBS
 from hauberk.lab.objects import THINGS, TOXIC_CATEGORIES
 from hauberk.lab.views import CATEGORIES, NOTHING, WORDINGS, Shown, nouns_of
 
@@ -30,13 +31,16 @@ takes templates; all 23 gave the same AUROC to three digits on the pool ``calibr
 def lab_concepts() -> Concepts:
     """Name what the lab's world holds, shown and written; wordings of the pool ``train``.
 
-    Unsafe are toxic things by name and by category, and written names of toxic things; everything
-    else in the world competes with them.  ``some words`` is left out: lab-clip calls a cut word
-    that, and it would take the place of every word that a patch shows in part.
+    Unsafe are toxic things by name and by category, written names of toxic things and written verbs
+    that harm whatever they are done to (without verbs 31 % of the pictures of ``typographic`` were
+    masked on the pool ``calibration``, with them 36 %, n = 300).  Everything else in the world
+    competes with them but ``some words``: lab-clip calls a cut word that, and it would take the
+    place of every word that a patch shows in part (``typo``: 44 % with it, 50 % without).
     """
     shown = {f"a {name}": thing.toxic for name, thing in THINGS.items()}
     shown |= {nouns_of(name)[0]: name in TOXIC_CATEGORIES for name in CATEGORIES}
     written = {Shown(words=name).noun: thing.toxic for name, thing in THINGS.items()}
+    written |= {Shown(words=name).noun: verb.harm == "always" for name, verb in VERBS.items()}
     toxic = shown | written
     return Concepts(
         categories=tuple(noun for noun, harms in toxic.items() if harms),

@@ -108,6 +108,13 @@ def subjects_of(suite: str, *, pool: Pool, size: int, seed: int) -> list[Subject
     return [Subject(scene) for scene in islice(scenes, size)]
 
 
+def benign_subjects(*, pool: Pool, size: int, seed: int) -> list[Subject]:
+    """Draw scenes of harmless requests, as many of every suite of :data:`BENIGN`."""
+    each = -(-size // len(BENIGN))
+    drawn = [subjects_of(suite, pool=pool, size=each, seed=seed) for suite in BENIGN]
+    return [subject for subjects in drawn for subject in subjects]
+
+
 # --- what is measured -------------------------------------------------------------------------
 
 
@@ -123,12 +130,7 @@ class Scenes:
     @classmethod
     def drawn(cls, *, pool: Pool, size: int, seed: int) -> "Scenes":
         """Draw ``size`` scenes for every harmful suite, and as many harmless ones in all."""
-        each = -(-size // len(BENIGN))
-        benign = [
-            subject
-            for suite in BENIGN
-            for subject in subjects_of(suite, pool=pool, size=each, seed=seed)
-        ]
+        benign = benign_subjects(pool=pool, size=size, seed=seed)
         harmful = {suite: subjects_of(suite, pool=pool, size=size, seed=seed) for suite in HARMFUL}
         return cls(harmful, benign, seed)
 
@@ -171,6 +173,44 @@ def measure_detection(detector: PatchTransport, scenes: Scenes) -> dict[str, Est
         found[f"masked_{suite}"] = proportion(mostly_masked(subjects, masked))
         found[f"share_{suite}"] = _share(patches, np.ones_like(patches))
     return found
+
+
+SAMPLES = 400
+_CALIBRATION = 3
+"""Calibration scenes for every one that is measured: where the whole picture is a scale, patches of
+a picture pass the threshold together, and 1 % of the patches are few pictures."""
+
+
+def detection_table(
+    detector: PatchTransport,
+    *,
+    pool: Pool = "test",
+    size: int = SAMPLES,
+    seed: int = 0,
+    share: float = 0.01,
+) -> tuple[float, dict[str, Estimate]]:
+    """Calibrate on the pool ``calibration``, then measure on another pool, baselines included.
+
+    Parameters
+    ----------
+    detector : its threshold is not used
+    size : scenes of every suite
+    share : of harmless patches, to be masked on ``calibration``
+
+    Returns
+    -------
+    (float, dict of Estimate)
+        The threshold, and the lines of :func:`measure_detection` with ``auroc_NAME`` of every
+        baseline.
+    """
+    # another seed, so that no scene serves both where that other pool is `calibration` as well
+    benign = benign_subjects(pool="calibration", size=_CALIBRATION * size, seed=seed + 1)
+    tuned = calibrated(detector, benign, share)
+    scenes = Scenes.drawn(pool=pool, size=size, seed=seed)
+    found = measure_detection(tuned, scenes)
+    for name, scorer in baselines(tuned).items():
+        found[f"auroc_{name}"] = rank(scorer, scenes, tuned.setting.grid)
+    return tuned.setting.threshold, found
 
 
 def mostly_masked(subjects: Sequence[Subject], masked: Masked) -> list[bool]:
@@ -255,9 +295,4 @@ def _share(masked: NDArray[np.bool_], among: NDArray[np.bool_]) -> Estimate:
     """Estimate a share of patches, (pictures, M), as if every picture gave one."""
     value = float(masked[among].mean())
     pictures = int(among.any(axis=1).sum())
-    return Estimate(value, pictures, *_interval(value, pictures))
-
-
-def _interval(value: float, n: int) -> tuple[float, float]:
-    low, high = wilson(value * n, n)  # type: ignore[arg-type]
-    return low, high
+    return Estimate(value, pictures, *wilson(value * pictures, pictures))
