@@ -7,11 +7,13 @@ over (Eq. 10 and 11 of arXiv:2602.24027; its code is not public).  No model is t
 Where the defaults depart from the paper, they were chosen on the lab's calibration pool:
 
 * score, problem and concepts: see :mod:`hauberk.defenses.transport`;
-* ``scales``: coarser grids whose scores are added, the whole picture among them.  A patch that cuts
-  a thing in two shows neither half well, and words are read only whole;
+* ``grid`` and ``scales``: 2 x 2 patches, to whose scores that of the whole picture is added.  A
+  patch that cuts a thing in two shows neither half well, and lab-clip reads words only whole.  Of
+  the pictures of five harmful suites this masks the harm in 63 % on average; 4 x 4 patches with the
+  scales 1, 2 and 3 in 50 %, with 2 and 3 in 35 %, though these rank patches better (AUROC 0.964,
+  0.989, 0.991; pool ``calibration``, n = 300 a suite, tau for 1 % of benign patches);
 * a patch that is not square is squeezed into one.  CLIP's processors would cut its ends off, where
-  nothing that stands there would be seen;
-* ``max_share``: the paper bounds nothing, so that one wrong threshold blackens every picture.
+  nothing that stands there would be seen.
 
 :data:`AS_PRINTED` is the literal reading.
 """
@@ -65,7 +67,8 @@ class TransportSetting(Transport):
     fill: Fill = "black"
     """Black as in Eq. 11, or the colour that CLIP's processor maps to zero."""
     max_share: float = 1.0
-    """The largest share of a picture's patches that may be masked: the most unsafe ones are."""
+    """The largest share of a picture's patches that may be masked: the most unsafe ones are.  1, no
+    bound, as in the paper; where a thing fills the picture a bound of 0.5 leaves half of it."""
     gate: Gate = "always_on"
     """Whether what else a defense does (GuardAlign's prefix) is for every request, as the paper has
     it, or only where a patch is masked: see :meth:`PatchTransport.opens_gate`."""

@@ -10,7 +10,11 @@ what they show.  What remains if the weight is divided out is hardly more than a
 Ours lets harmless concepts compete in one joint problem and scores by the mass that goes to them
 against the mass that goes to unsafe ones, which no weight enters.  It also drops the marginal of
 the concepts (``column_penalty`` 0): a balanced plan must use every concept as often as the others,
-in a picture that shows one of them.  The plan then is a softmax of the costs.
+in a picture that shows one of them.  The plan then is a softmax of the costs, and a good part of
+what was gained over the paper is gained by leaving its transport: of the lab's pictures cut into
+3 x 3, toxic patches rank before harmless ones in 91 % of pairs as printed, 93 % by the largest
+cosine alone, 88 % in a balanced joint problem with harmless concepts, 97 % without their marginal
+(120 pictures of the pool ``calibration``).
 """
 
 import math

@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor
 
 from hauberk.data.lab import SUITES
@@ -24,7 +25,7 @@ from hauberk.defenses.patch_transport import (
     patch_boxes,
 )
 from hauberk.defenses.transport import entropies
-from hauberk.evaluation.statistics import Estimate, area_under_roc, proportion, wilson
+from hauberk.evaluation.statistics import CONFIDENCE, Estimate, area_under_roc, proportion
 from hauberk.lab.language import VERBS
 from hauberk.lab.objects import THINGS
 from hauberk.lab.scenes import SIDE, Pool, Scene
@@ -295,4 +296,7 @@ def _share(masked: NDArray[np.bool_], among: NDArray[np.bool_]) -> Estimate:
     """Estimate a share of patches, (pictures, M), as if every picture gave one."""
     value = float(masked[among].mean())
     pictures = int(among.any(axis=1).sum())
-    return Estimate(value, pictures, *wilson(value * pictures, pictures))
+    low, high = proportion_confint(
+        value * pictures, pictures, alpha=1 - CONFIDENCE, method="wilson"
+    )
+    return Estimate(value, pictures, min(value, float(low)), max(value, float(high)))

@@ -90,11 +90,8 @@ def proportion(positive: ArrayLike) -> Estimate:
     return Estimate(count / n, n, *wilson(count, n))
 
 
-def wilson(count: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval of ``count`` out of ``n``, n > 0: its low and its high end.
-
-    A count that is not whole is that of a share measured in other units than the independent ones.
-    """
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval of ``count`` out of ``n``, n > 0: its low and its high end."""
     low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
     value = count / n  # at 0 and n the ends are off by a rounding error
     return min(value, float(low)), max(value, float(high))
