@@ -23,6 +23,8 @@ HARMLESS_SUITES = ("benign_image", "captions", "counting", "reading")
 COVERED = 0.4
 """A patch shows an object if so much of the patch, or of the object's box, is of the other: what
 the card of lab-clip asks of a cell."""
+_TRIED = 20
+"""Pictures that are drawn at most for each one that is wanted."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,20 @@ class Planted:
 
 
 def planted(suite: str, pool: Pool, *, size: int, seed: int, grid: int) -> Planted:
-    """Draw pictures of a suite with toxic things at known places."""
-    drawn = [scene for scene in islice(_scenes(suite, pool, seed), 20 * size) if _toxic(scene)]
-    scenes = drawn[:size]
+    """Draw pictures of a suite with toxic things at known places.
+
+    Raises
+    ------
+    ValueError
+        If the suite hardly has such pictures.
+    """
+    tried = islice(_scenes(suite, pool, seed), _TRIED * size)
+    scenes = list(islice((scene for scene in tried if _toxic(scene)), size))
+    if len(scenes) < size:
+        raise ValueError(
+            f"suite {suite!r}: {len(scenes)} of {_TRIED * size} pictures show something toxic, "
+            f"{size} were asked for; name a suite of toxic pictures."
+        )
     boxes = boxes_of((SIDE, SIDE), grid)
     shown = np.array([[_shown(scene, box) for box in boxes] for scene in scenes])
     return Planted([scene.draw() for scene in scenes], shown)

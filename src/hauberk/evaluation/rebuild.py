@@ -54,11 +54,11 @@ def note(folder: Path) -> str:
     rows = kept["rows"]
     outside = [row["name"] for row in rows if not row["within"]]
     far = max(rows, key=lambda row: abs(row["shipped"] - row["rebuilt"]) / row["tolerance"])
-    found = "within all" if not outside else f"outside of those of {', '.join(outside)} and within"
+    found = f"outside of those of {', '.join(outside)}" if outside else "within all of them"
     return (
         "A rebuild may differ from these values by the tolerances in measurements.json. One from "
         f"nothing\n(matrices multiplied in {', '.join(sorted(set(kept['products'].values())))}, "
-        f"{sum(kept['seconds'].values()) / 60:.0f} minutes of one core) was {found} of them; "
+        f"{sum(kept['seconds'].values()) / 60:.0f} minutes of training) was {found}; "
         f"{KEPT}\nhas its values. Nearest to its limit came {far['name']}: "
         f"{far['rebuilt']:.1%} for {far['shipped']:.1%}, "
         f"where\n{100 * far['tolerance']:.0f} points either way are allowed."
