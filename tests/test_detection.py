@@ -1,4 +1,4 @@
-"""How well unsafe patches are found: by detectors that know the answer, and by one that does not."""
+"""How well unsafe patches are found: by who knows where they are, and by who does not."""
 
 import numpy as np
 import pytest
