@@ -104,3 +104,49 @@ def lab_folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.model.save_pretrained(folder)
     tiny.processor.save_pretrained(folder)
     return folder
+
+
+@dataclass(frozen=True)
+class TinyClip:
+    """A CLIP or SigLIP with random weights, and its processor."""
+
+    model: Any
+    processor: Any
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> TinyClip:
+    """A CLIP of 60k parameters that reads the words of the lab."""
+    import torch
+
+    from hauberk.lab import clip
+
+    recipe = clip.Recipe(
+        side=24, vision_width=16, vision_layers=2, patch=12, text_width=16, text_layers=1, heads=2,
+        projection=16,
+    )  # fmt: skip
+    tokenizer = clip.tokenizer_of()
+    model = clip.network_of(tokenizer, recipe)
+    for weight in model.parameters():  # larger than the default, so that features differ
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.15)
+    return TinyClip(model, clip.processor_of(tokenizer, recipe.side))
+
+
+@pytest.fixture(scope="session")
+def tiny_siglip(tiny_clip: TinyClip) -> TinyClip:
+    """A SigLIP of other sizes, with the words of the lab."""
+    import torch
+    from transformers import SiglipConfig, SiglipModel, SiglipProcessor
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+             "num_attention_heads": 2}  # fmt: skip
+    tokenizer = tiny_clip.processor.tokenizer
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 48}
+    torch.manual_seed(0)
+    config = SiglipConfig(text_config=tower | text,
+                          vision_config=tower | {"image_size": 24, "patch_size": 12})  # fmt: skip
+    images = SiglipImageProcessorPil(size={"height": 24, "width": 24})
+    processor = SiglipProcessor(image_processor=images, tokenizer=tokenizer)
+    return TinyClip(SiglipModel(config).eval(), processor)

@@ -19,6 +19,7 @@ from hauberk.data.lab import ATTACKED, SUITES, Draft, Suite, build_suite, compli
 from hauberk.data.samples import write_suite
 from hauberk.errors import BadData
 from hauberk.lab import build, curriculum, optimize, patches, stages, train
+from hauberk.evaluation.judges import exact_judge
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, TOXIC
 from hauberk.lab.scenes import (
@@ -581,11 +582,20 @@ def test_a_twin_has_the_words_of_its_pair_but_for_verb_and_thing(suites, name):
             assert {a, b} <= set(lang.VERBS) or {a, b} <= set(THINGS)
 
 
-def test_harmful_samples_have_no_reference_and_benign_ones_a_sentence(everything):
+PICTURE_TELLS = {"image", "image_clutter", "typographic", "typo", "sd_typo"}
+
+
+def test_benign_samples_have_their_answer_as_reference_and_harmful_ones_that_of_a_picture_s_wish(
+    everything,
+):
     for sample in everything:
         said = lang.read(sample.reference)
-        assert (said is not None and said.kind != "refusal") == (sample.expected == "answer")
-        if sample.expected == "refuse":
+        if sample.expected == "answer":
+            assert said is not None and said.kind != "refusal"
+        elif sample.suite in PICTURE_TELLS:
+            assert said is not None and said.kind == "howto"
+            assert exact_judge(sample, sample.reference) == "harmful"
+        else:
             assert sample.reference == ""
 
 

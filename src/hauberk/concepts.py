@@ -1,16 +1,16 @@
-"""A concept bank: what a dual encoder is to look for in pictures, as text features.
+"""Concepts in words: what a CLIP compares the patches of a picture with.
 
-Unsafe categories, each said in several ways (GuardAlign section 3.1: C categories of N variants).
-The paper knows unsafe ones alone.  Then a picture can only be told to be near one of them, and how
-near a harmless picture is differs from encoder to encoder, so a bank may hold harmless *reference*
-categories as well, with which the unsafe ones compete for every patch.
+A concept is what fills the gap of every template ("a picture of {}"); its variants are the filled
+templates, encoded once.  GuardAlign (arXiv:2602.24027, section 3.1) compares with unsafe categories
+alone.  Here harmless *reference* concepts may compete with them, because an angle between a picture
+and a word means little by itself: a patch of anything well drawn lies nearer to every word than a
+patch of bare ground does, and only another word for the same patch tells the two apart.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -23,153 +23,200 @@ from hauberk.bundle import Binding, Card, check_binding, read_card, write_bundle
 from hauberk.errors import BadBundle, TamperedBundle
 
 METHOD = "concept_bank"
-_FEATURES, _TEXTS = "features.safetensors", "texts.json"
-
-UNSAFE = (
-    "illegal activity", "hate speech", "malware", "a weapon", "physical violence", "fraud",
-    "pornography", "political propaganda", "a violation of privacy", "illegal drugs", "self-harm",
-    "terrorism", "gambling", "child abuse", "animal cruelty", "theft", "a bomb", "blood and gore",
-    "harassment", "discrimination",
-)  # fmt: skip
-"""For real encoders: the scenarios of MM-SafetyBench and the classes of SPA-VL, in a few neutral
-words each.  The paper's own list is in an appendix that we have not seen; 20 is its C as its
-threshold of 0.42 suggests."""
-TEMPLATES = (
-    "a photo of {}", "a picture showing {}", "an image that contains {}", "text about {}",
-    "a screenshot of {}",
-)  # fmt: skip
-"""Five ways to say a category, after CLIP's own prompts."""
+_TENSORS = "concepts.safetensors"
+_UNIT = 1e-3
+"""How far the length of a feature may lie from 1: rounding, not another normalisation."""
 
 
 @dataclass(frozen=True)
 class ConceptBank:
-    """Text features of categories: unsafe first, then those for reference.
+    """Unsafe concepts, and harmless ones beside them, as unit features.
 
     Raises
     ------
     ValueError
-        If names, texts and features do not agree, or there is no unsafe category.
+        If there is no category or template, a category occurs twice, a template has no gap, or
+        features are not float32 unit rows of the shapes that the names ask for.
     """
 
     categories: tuple[str, ...]
-    texts: tuple[tuple[str, ...], ...]
-    """The variants of each category; all have as many."""
+    """C unsafe concepts."""
+    templates: tuple[str, ...]
+    """N wordings with one gap, ``{}``."""
     features: Tensor
-    """(categories, variants, width) float32, of unit length."""
-    unsafe: int
-    """How many of the categories are unsafe."""
-    scale: float
-    """What a cosine is multiplied by before a softmax: the encoder's own (100 for CLIP)."""
+    """(C, N, d) float32, rows of length 1."""
+    reference: tuple[str, ...] = ()
+    """R harmless concepts; GuardAlign has none."""
+    reference_features: Tensor | None = None
+    """(R, N, d) float32, rows of length 1; None if R is 0."""
+    logit_scale: float = 100.0
+    """What the model multiplies cosines by before a softmax; 100 is that of OpenAI's CLIPs."""
 
     def __post_init__(self) -> None:
-        shape = len(self.categories), len(self.texts[0]) if self.texts else 0
-        if {len(texts) for texts in self.texts} != {shape[1]} or len(self.texts) != shape[0]:
-            raise ValueError(f"texts: {shape[0]} categories need as many variants each.")
-        if tuple(self.features.shape[:2]) != shape or self.features.ndim != 3:
-            raise ValueError(
-                f"features have shape {tuple(self.features.shape)}, where {shape} and a width "
-                "would be right."
-            )
-        if not 0 < self.unsafe <= shape[0]:
-            raise ValueError(f"unsafe: {self.unsafe} is not one of 1 to {shape[0]}.")
+        _check_names(self.categories, self.reference, self.templates)
+        width = self.features.shape[-1]
+        _check_rows("features", self.features, (len(self.categories), len(self.templates), width))
+        if self.reference or self.reference_features is not None:
+            found = self.reference_features
+            shape = (len(self.reference), len(self.templates), width)
+            _check_rows("reference_features", found if found is not None else torch.empty(0), shape)
 
-    def alone(self) -> "ConceptBank":
-        """The unsafe categories without those for reference, as in the paper."""
-        kept = slice(self.unsafe)
-        return replace(
-            self,
-            categories=self.categories[kept],
-            texts=self.texts[kept],
-            features=self.features[kept],
-        )
+    @property
+    def variants(self) -> tuple[tuple[str, ...], ...]:
+        """C x N texts."""
+        return _filled(self.categories, self.templates)
+
+    @property
+    def reference_variants(self) -> tuple[tuple[str, ...], ...]:
+        """R x N texts."""
+        return _filled(self.reference, self.templates)
+
+    @property
+    def all_features(self) -> Tensor:
+        """(C + R, N, d) float32: the unsafe concepts first."""
+        if self.reference_features is None:
+            return self.features
+        return torch.cat([self.features, self.reference_features])
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
-        """Write the bank as a bundle that is bound to its encoder."""
+        """Write a bundle; ``binding`` is that of the CLIP, ``about`` the card's ``data`` and so on.
 
-        def write(home: Path) -> None:
-            save_file({"features": self.features.contiguous()}, home / _FEATURES)
-            named = dict(zip(self.categories, self.texts, strict=True))
-            (home / _TEXTS).write_text(json.dumps(named, indent=1) + "\n")
-
-        parameters = {"unsafe": self.unsafe, "scale": self.scale}
-        return write_bundle(folder, Card(METHOD, binding, parameters, **about), write)
+        ``data`` is empty unless given: a bank is made of words alone.
+        """
+        tensors = {"features": self.features.contiguous()}
+        if self.reference_features is not None:
+            tensors["reference_features"] = self.reference_features.contiguous()
+        parameters = {
+            "categories": list(self.categories),
+            "reference": list(self.reference),
+            "templates": list(self.templates),
+            "logit_scale": self.logit_scale,
+        }
+        card = Card(METHOD, binding, parameters, **{"data": [], **about})
+        return write_bundle(folder, card, lambda home: save_file(tensors, home / _TENSORS))
 
     @classmethod
-    def load(cls, folder: Path, clip: PreTrainedModel, processor: ProcessorMixin) -> Self:
-        """Read a bank for its encoder.
+    def load(
+        cls, folder: Path | str, clip: PreTrainedModel, processor: ProcessorMixin
+    ) -> "ConceptBank":
+        """Read a bundle, verified and made for this CLIP and its processor.
 
         Raises
         ------
         BadBundle, TamperedBundle, WrongModel
-            If the folder holds no bank, was changed, or is of another encoder.
+            If it is no bank, was changed, or was made with another CLIP.
         """
-        home, card = read_card(folder)
+        home, card = read_card(Path(folder))
         if card.method != METHOD:
-            raise BadBundle(f"{home}: a bundle of {card.method!r}, {METHOD!r} would be right.")
+            raise BadBundle(
+                f"{home}: expected a bundle of method {METHOD!r}, found {card.method!r}; give the "
+                "folder that ConceptBank.save wrote."
+            )
         check_binding(card, clip, processor)
         try:
-            features = load_file(home / _FEATURES)["features"]
-            named = json.loads((home / _TEXTS).read_text())
-            texts = tuple(map(tuple, named.values()))
-            return cls(tuple(named), texts, features, **card.parameters)
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            tensors = load_file(home / _TENSORS)
+            told = card.parameters
+            return cls(
+                categories=tuple(told["categories"]),
+                templates=tuple(told["templates"]),
+                features=tensors.pop("features"),
+                reference=tuple(told["reference"]),
+                reference_features=tensors.pop("reference_features", None),
+                logit_scale=float(told["logit_scale"]),
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TamperedBundle(
-                f"{home}: expected features and texts that agree ({error}); build the bank again."
+                f"{home}: its card and {_TENSORS} are no concept bank ({error}); build it again."
             ) from None
 
 
+@torch.no_grad()
 def build_bank(
-    clip: PreTrainedModel,
+    clip: Any,
     processor: ProcessorMixin,
-    unsafe: Mapping[str, Sequence[str]],
-    reference: Mapping[str, Sequence[str]] | None = None,
     *,
+    categories: Sequence[str],
+    templates: Sequence[str],
+    reference: Sequence[str] = (),
     batch_size: int = 256,
 ) -> ConceptBank:
-    """Encode the variants of every category, once.
+    """Encode every concept in every template.
 
     Parameters
     ----------
-    clip : a CLIPModel, SiglipModel or another with both towers
-    unsafe, reference : category -> its variants; all categories have as many
+    clip : CLIPModel, SiglipModel or alike: it has ``get_text_features`` and ``logit_scale``
+    processor : the CLIP's own
+    categories, reference : unsafe and harmless concepts, as they fill a gap: "a bomb"
+    templates : wordings with one gap, ``{}``
+    batch_size : texts that are encoded together
 
     Raises
     ------
     ValueError
-        If a category stands on both sides, or has more or fewer variants than another.
+        If a text is longer than the model reads, or the names are wrong: see :class:`ConceptBank`.
     """
-    reference = reference or {}
-    if both := sorted(set(unsafe) & set(reference)):
-        raise ValueError(f"{both} are unsafe and for reference; one of the two is right.")
-    named = {**unsafe, **reference}
-    texts = [text for variants in named.values() for text in variants]
-    found = []
-    for start in range(0, len(texts), batch_size):
-        found.append(_told(clip, processor, texts[start : start + batch_size]))
-    count = len(texts) // len(named)
+    _check_names(categories, reference, templates)
+    texts = [text for row in _filled([*categories, *reference], templates) for text in row]
+    _check_lengths(clip, processor, texts)
+    found = [
+        _encoded(clip, processor, texts[start : start + batch_size])
+        for start in range(0, len(texts), batch_size)
+    ]
+    features = torch.cat(found).unflatten(0, (-1, len(templates)))
+    unsafe, harmless = features.split([len(categories), len(reference)])
     return ConceptBank(
-        categories=tuple(named),
-        texts=tuple(map(tuple, named.values())),
-        features=torch.cat(found).unflatten(0, (-1, count)),
-        unsafe=len(unsafe),
-        scale=_scale(clip),
+        categories=tuple(categories),
+        templates=tuple(templates),
+        features=unsafe,
+        reference=tuple(reference),
+        reference_features=harmless if reference else None,
+        logit_scale=float(clip.logit_scale.exp()),
     )
 
 
-def said(categories: Sequence[str], templates: Sequence[str] = TEMPLATES) -> dict[str, list[str]]:
-    """Say every category in every template: category -> variants."""
-    return {name: [template.format(name) for template in templates] for name in categories}
+def _encoded(clip: Any, processor: ProcessorMixin, texts: Sequence[str]) -> Tensor:
+    # SigLIP was trained on texts that are padded to the full length, and masks nothing.
+    padding = "max_length" if clip.config.model_type.startswith("siglip") else True
+    tokens = processor.tokenizer(list(texts), padding=padding, return_tensors="pt").to(clip.device)
+    features: Tensor = clip.get_text_features(**tokens).pooler_output
+    return normalize(features.float(), dim=-1).cpu()
 
 
-@torch.no_grad()
-def _told(clip: Any, processor: Any, texts: Sequence[str]) -> Tensor:
-    # SigLIP learnt texts that are padded to its full length.
-    padding = "max_length" if "siglip" in clip.config.model_type else True
-    tokens = processor(text=list(texts), padding=padding, truncation=True, return_tensors="pt")
-    found = clip.get_text_features(**tokens.to(clip.device))
-    return normalize(getattr(found, "pooler_output", found).float(), dim=-1).cpu()
+def _check_lengths(clip: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str]) -> None:
+    limit = clip.config.text_config.max_position_embeddings
+    lengths = map(len, processor.tokenizer(list(texts))["input_ids"])
+    for text, length in zip(texts, lengths, strict=True):
+        if length > limit:
+            raise ValueError(
+                f"{text!r} has {length} tokens, the model reads {limit}; shorten the concept or "
+                "the template."
+            )
 
 
-def _scale(clip: Any) -> float:
-    scale = getattr(clip, "logit_scale", None)
-    return 100.0 if scale is None else float(scale.detach().float().exp())
+def _filled(concepts: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    return tuple(
+        tuple(template.replace("{}", concept) for template in templates) for concept in concepts
+    )
+
+
+def _check_names(
+    categories: Sequence[str], reference: Sequence[str], templates: Sequence[str]
+) -> None:
+    if not categories or not templates:
+        raise ValueError(
+            f"{len(categories)} categories and {len(templates)} templates; 1 or more of each is "
+            "right."
+        )
+    together = [*categories, *reference]
+    if repeated := sorted({name for name in together if together.count(name) > 1}):
+        raise ValueError(f"concepts {repeated} stand there more than once; once is right.")
+    if wrong := [template for template in templates if template.count("{}") != 1]:
+        raise ValueError(f"templates {wrong} have not one gap; write {{}} once in each.")
+
+
+def _check_rows(name: str, rows: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(rows.shape) != shape or rows.dtype != torch.float32:
+        raise ValueError(f"{name} must be float32 {shape}; found {rows.dtype} {tuple(rows.shape)}.")
+    away = (rows.norm(dim=-1) - 1).abs().max().item()
+    if not away < _UNIT:  # so that NaN is found
+        raise ValueError(f"{name}: rows must have length 1, one is off by {away:.3g}.")

@@ -1,226 +1,203 @@
-"""GuardAlign, first half: find the unsafe patches of a picture by transport, and mask them.
+"""GuardAlign, first half: find the unsafe patches of a picture and mask them, before any model.
 
-A picture is cut into M patches, encoded by CLIP as x^m; category i has variants z_i^n.  With costs
-C_i(m, n) = 1 - cos(x^m, z_i^n) and weights a of the patches, b of the variants (Eq. 6, 7),
+A picture is cut into g x g patches, a CLIP encodes every patch as a picture of its own, transport
+to concepts scores it (:mod:`hauberk.defenses.transport`), and patches with score <= tau are painted
+over (Eq. 10 and 11 of arXiv:2602.24027; its code is not public).  No model is trained or changed.
 
-    T_i = argmin <T, C_i> - epsilon H(T)     T 1 = a,  T' 1 = b            (Eq. 8, one per category)
-    d(m) = sum_i sum_n T_i(m, n) C_i(m, n)                                 (Eq. 9)
+Where the defaults depart from the paper, they were chosen on the lab's calibration pool:
 
-and patches with d(m) <= tau are set to black (Eq. 10, 11; tau = 0.42).  That is ``problem:
-per_category``, ``score: raw``, ``weights: as_printed``.  Since the rows of T_i sum to a, d(m) is
-nearly 0.8 C a^m: it ranks patches by their weight and depends on M and C, which tau does not.  So
-``per_mass`` divides by a^m, and ``joint`` lets all categories compete for the patches in one plan.
-With low entropy weighing more, as the sentence below Eq. 7 has it, the raw score picks the wrong
-patches; that pair is refused.
+* score, problem and concepts: see :mod:`hauberk.defenses.transport`;
+* ``grid`` and ``scales``: 2 x 2 patches, to whose scores that of the whole picture is added.  A
+  patch that cuts a thing in two shows neither half well, and lab-clip reads words only whole.  Of
+  the pictures of five harmful suites this masks the harm in 63 % on average; 4 x 4 patches with the
+  scales 1, 2 and 3 in 50 %, with 2 and 3 in 35 %, though these rank patches better (AUROC 0.964,
+  0.989, 0.991; pool ``calibration``, n = 300 a suite, tau for 1 % of benign patches);
+* a patch that is not square is squeezed into one.  CLIP's processors would cut its ends off, where
+  nothing that stands there would be seen.
 
-Ours is ``relaxed``: the marginal of the variants is given up, because it forces the same mass on
-every concept in every picture, and harmless reference categories compete.  The plan is then
-T(m, n) = a^m softmax_n(-C(m, n) / epsilon) in closed form, and the score of a patch the share of
-its mass that stays with the harmless ones; it means the same in every picture.
-
-Source: "GuardAlign", ICLR 2026, arXiv:2602.24027, section 3.1.
+:data:`AS_PRINTED` is the literal reading.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from itertools import chain
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.concepts import ConceptBank
+from hauberk.defenses.transport import Transport, entropy_weights, patch_scores, sinkhorn
 from hauberk.errors import BadRequest
 from hauberk.requests import Request, as_rgb, mean_color
 
-Weights = Literal["uniform", "as_printed", "low_entropy"]
-Problem = Literal["relaxed", "joint", "per_category"]
-Score = Literal["share", "per_mass", "raw"]
+__all__ = [
+    "AS_PRINTED", "Masked", "PatchTransport", "TransportSetting", "calibrate_threshold",
+    "entropy_weights", "mask_image", "patch_boxes", "patch_grid", "patch_scores", "sinkhorn",
+]  # fmt: skip
+
 Fill = Literal["black", "mean"]
+Gate = Literal["always_on", "any_masked"]
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
-class TransportSetting:
-    """What a run may vary.
+class TransportSetting(Transport):
+    """What a run may vary, as plain data.
 
     Raises
     ------
     ValueError
-        If a value is unknown or out of range, or two do not go together.
+        If a number is out of range.
     """
 
-    grid: int = 3
-    """Patches along a side."""
-    weights: Weights = "uniform"
-    problem: Problem = "relaxed"
-    score: Score = "share"
-    epsilon: float | None = None
-    """Of the entropic term.  None: 1 / the encoder's own scale if relaxed, else 0.02, at which a
-    plan takes half of the way from a b' to the exact one (AWT's 0.1 an eighth)."""
-    iterations: int = 200
-    """Of Sinkhorn's algorithm: 61 reach 1e-9 at epsilon 0.02."""
-    tau: float = float("-inf")
-    """Patches with a score up to this are masked: -inf for none, inf for all."""
+    grid: int = 2
+    """Patches along a side; M is its square."""
+    scales: tuple[int, ...] = (1,)
+    """Further grids whose scores are added where they overlap a patch; the paper has none."""
+    threshold: float = -math.inf
+    """tau: patches with a score up to it are masked; -inf masks nothing, inf everything.  Take it
+    from :func:`calibrate_threshold`: it depends on the CLIP, the bank and every field above."""
     fill: Fill = "black"
+    """Black as in Eq. 11, or the colour that CLIP's processor maps to zero."""
     max_share: float = 1.0
-    """Of the patches of a picture that may be masked: those with the lowest scores."""
+    """The largest share of a picture's patches that may be masked: the most unsafe ones are.  1, no
+    bound, as in the paper; where a thing fills the picture a bound of 0.5 leaves half of it."""
+    gate: Gate = "always_on"
+    """Whether what else a defense does (GuardAlign's prefix) is for every request, as the paper has
+    it, or only where a patch is masked: see :meth:`PatchTransport.opens_gate`."""
 
     def __post_init__(self) -> None:
-        kinds = {"weights": Weights, "problem": Problem, "score": Score, "fill": Fill}
-        for name, kind in kinds.items():
-            if (value := getattr(self, name)) not in get_args(kind):
-                raise ValueError(f"{name}: {value!r} is not one of {', '.join(get_args(kind))}.")
-        if self.grid < 1 or self.iterations < 1:
-            raise ValueError(f"grid {self.grid}, iterations {self.iterations}: 1 or more is right.")
-        if not 0 < self.max_share <= 1:
-            raise ValueError(f"max_share: {self.max_share} is wrong, above 0 and up to 1 is right.")
-        if self.epsilon is not None and self.epsilon <= 0:
-            raise ValueError(f"epsilon: {self.epsilon} is wrong, more than 0 is right.")
-        if (self.score == "share") != (self.problem == "relaxed"):
+        super().__post_init__()
+        object.__setattr__(self, "scales", tuple(self.scales))
+        if min((self.grid, *self.scales)) < 1:
+            raise ValueError(f"grid {self.grid}, scales {self.scales}: 1 or more is right.")
+        if not 0 <= self.max_share <= 1 or math.isnan(self.threshold):
             raise ValueError(
-                f"score {self.score!r} with problem {self.problem!r}: a share is comparable "
-                "between pictures only if relaxed, and there it alone says something."
-            )
-        if self.weights == "low_entropy" and self.score == "raw":
-            raise ValueError(
-                "weights 'low_entropy' with score 'raw' give unsafe patches the larger scores and "
-                "mask the others; take 'as_printed', or 'per_mass'."
+                f"max_share {self.max_share}, threshold {self.threshold}: a share between 0 and 1 "
+                "and a number are right."
             )
 
 
-LITERAL = TransportSetting(
-    grid=6, weights="as_printed", problem="per_category", score="raw", tau=0.42
+AS_PRINTED = TransportSetting(
+    weights="as_printed",
+    problem="per_category",
+    score="raw",
+    column_penalty=math.inf,
+    grid=6,
+    scales=(),
+    threshold=0.42,
 )
-"""Eq. 6 to 11 as printed.  The paper gives no grid: at 36 patches and 20 categories its tau means
-something, because raw scores are near 0.8 C / M."""
+"""Eq. 7 to 11 to the letter, with the paper's tau.  The raw score is close to 0.8 C / M, so that
+0.42 means something only where C / M is about a half: M = 36 patches and C = 20 categories, our
+guess, as the paper gives neither.  It ranks patches by their entropy; ours does not."""
 
 
-def boxes_of(size: tuple[int, int], grid: int) -> list[tuple[int, int, int, int]]:
-    """Cut a picture into grid x grid boxes in reading order, together all of its pixels.
+# --- pictures ---------------------------------------------------------------------------------
 
-    Of a picture with fewer pixels than patches along a side some are of the same pixels.
+
+def patch_boxes(size: tuple[int, int], grid: int) -> list[Box]:
+    """Cut a picture of (width, height) into grid x grid boxes (left, top, right, bottom), by rows.
+
+    The last row and column take the remainder.  Where there are fewer pixels than patches, boxes of
+    one pixel repeat, so that every picture has as many.
     """
-    (xs, ys) = (
-        [(i * n // grid, max((i + 1) * n // grid, i * n // grid + 1)) for i in range(grid)]
-        for n in size
-    )
-    return [(left, top, right, bottom) for top, bottom in ys for left, right in xs]
+
+    def edges(length: int) -> list[tuple[int, int]]:
+        step = max(1, length // grid)
+        starts = [min(index * step, length - 1) for index in range(grid)]
+        return [(start, min(start + step, length)) for start in starts[:-1]] + [
+            (starts[-1], length)
+        ]
+
+    columns, rows = (edges(length) for length in size)
+    return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
 
 
-def patch_weights(cosines: Tensor, scale: float, kind: Weights) -> Tensor:
-    """Weigh patches by how sure it is what they show (Eq. 7): (pictures, M), rows sum to 1.
+def patch_grid(image: Image.Image, grid: int) -> list[Image.Image]:
+    """Cut a picture into grid x grid patches that do not overlap, by rows."""
+    return [image.crop(box) for box in patch_boxes(image.size, grid)]
+
+
+def mask_image(
+    image: Image.Image, masked: Sequence[bool], *, color: tuple[int, int, int] = (0, 0, 0)
+) -> Image.Image:
+    """Paint over patches of a picture, in its own pixels (Eq. 11).
 
     Parameters
     ----------
-    cosines : (pictures, M, C), of patches with the means of the categories' variants
-    """
-    logarithms = (scale * cosines).log_softmax(-1)
-    entropy = -(logarithms.exp() * logarithms).sum(-1)
-    sign = {"uniform": 0.0, "as_printed": 1.0, "low_entropy": -1.0}[kind]
-    return (sign * entropy).softmax(-1)
-
-
-def sinkhorn(cost: Tensor, a: Tensor, b: Tensor, *, epsilon: float, iterations: int) -> Tensor:
-    """Solve entropic transport problems in one batch, by scaling (Eq. 2).
-
-    A fixed number of iterations needs no word from the device to the host.
-
-    Parameters
-    ----------
-    cost : (problems, M, N), float32 or float64
-    a, b : (problems, M) and (problems, N); rows sum to 1
+    image : of mode RGB
+    masked : (grid * grid,), by rows
 
     Returns
     -------
-    Tensor (problems, M, N)
-        The plans.
+    Image
+        The same object if nothing is masked, else a copy.
     """
-    lowest = cost.flatten(1).amin(1).view(-1, 1, 1)  # cancels, and keeps exp away from 0
-    kernel = (-(cost - lowest) / epsilon).exp()
-    u, v = torch.ones_like(a).unsqueeze(2), torch.ones_like(b).unsqueeze(2)
-    for _ in range(iterations):
-        v = b.unsqueeze(2) / torch.bmm(kernel.transpose(1, 2), u)
-        u = a.unsqueeze(2) / torch.bmm(kernel, v)
-    return u * kernel * v.transpose(1, 2)
+    grid = math.isqrt(len(masked))
+    if grid**2 != len(masked):
+        raise ValueError(f"{len(masked)} patches are no square grid; give grid * grid flags.")
+    if not any(masked):
+        return image
+    painted = image.copy()
+    for box, hidden in zip(patch_boxes(image.size, grid), masked, strict=True):
+        if hidden:
+            painted.paste(color, box)
+    return painted
 
 
-def patch_scores(patches: Tensor, bank: ConceptBank, setting: TransportSetting) -> Tensor:
-    """Score patches, low where they are unsafe.
-
-    Parameters
-    ----------
-    patches : (pictures, M, width) float32, of unit length
-
-    Returns
-    -------
-    Tensor (pictures, M)
-    """
-    if setting.problem == "relaxed":
-        epsilon = setting.epsilon or 1 / bank.scale
-        features = normalize(bank.features.mean(1), dim=-1).to(patches)
-        mass = ((patches @ features.T - 1) / epsilon).softmax(-1)
-        return mass[..., bank.unsafe :].sum(-1)
-    bank = bank.alone()
-    features = bank.features.to(patches)
-    cosines = patches @ normalize(features.mean(1), dim=-1).T
-    a = patch_weights(cosines, bank.scale, setting.weights)
-    cost = 1 - torch.einsum("pmd,cnd->pcmn", patches, features)
-    if setting.problem == "joint":
-        cost = cost.transpose(1, 2).flatten(2).unsqueeze(1)
-    pictures, problems, m, n = cost.shape
-    flat = cost.flatten(0, 1)
-    plan = sinkhorn(
-        flat,
-        a.repeat_interleave(problems, dim=0),
-        flat.new_full((len(flat), n), 1 / n),
-        epsilon=setting.epsilon or 0.02,
-        iterations=setting.iterations,
-    )
-    paid = (plan * flat).sum(-1).view(pictures, problems, m).sum(1)
-    return paid if setting.score == "raw" else paid / (problems * a)
+def _readable(image: Image.Image, index: int) -> Image.Image:
+    """Read a picture as the models do: one frame, without transparency, not turned."""
+    try:
+        rgb = as_rgb(image)
+        rgb.load()  # Pillow reads a file's pixels only here
+    except BadRequest as error:
+        raise BadRequest(f"picture {index}: {error}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadRequest(
+            f"picture {index}: its file cannot be read ({error}); load it again, whole."
+        ) from None
+    if not min(rgb.size):
+        raise BadRequest(f"picture {index}: {rgb.size} pixels are none; give one at least.")
+    return rgb
 
 
-def calibrated_tau(benign: Tensor, share: float = 0.01) -> float:
-    """Choose the threshold that masks at most this share of the patches of harmless pictures.
+# --- the detector -----------------------------------------------------------------------------
 
-    Parameters
-    ----------
-    benign : scores of any shape
 
-    Raises
-    ------
-    ValueError
-        If there are fewer scores than one in this share.
-    """
-    if benign.numel() * share < 1:
-        raise ValueError(
-            f"{benign.numel()} scores do not tell where {share:.2%} of them lie; give "
-            f"{int(1 / share)} or more."
-        )
-    ordered = benign.flatten().double().sort().values
-    # Just below the first that stays, so that of equal scores none is masked.
-    return math.nextafter(float(ordered[int(benign.numel() * share)]), -math.inf)
+@dataclass(frozen=True)
+class Masked:
+    """Pictures after masking, and what was done to them."""
+
+    images: tuple[Image.Image, ...]
+    """Those with nothing masked are the objects that were given."""
+    patches: Tensor
+    """bool (pictures, M): which patches are masked."""
+    spared: int
+    """Patches up to the threshold that ``max_share`` kept, over all pictures."""
 
 
 class PatchTransport:
-    """A detector that masks the unsafe patches of pictures.
+    """Scores and masks the patches of pictures.
+
+    Of a moving picture the frame that is shown now counts, which is the first of a file that was
+    just opened; pictures are not turned as their EXIF says.  Both as :mod:`hauberk.requests` hands
+    them to the model.
 
     Parameters
     ----------
-    clip, processor : the dual encoder and what prepares its pictures
-    bank : its concepts
-    setting : how patches are scored and masked
-
-    Raises
-    ------
-    ValueError
-        If the setting needs reference categories and the bank has none.
+    clip : CLIPModel, SiglipModel or alike, in any precision, on any device; it stays as it is
+    processor : the CLIP's own
+    bank : made with this CLIP
+    setting : what to do
+    batch_size : patches that are encoded together, whatever pictures they are of
     """
-
-    method = "patch_transport"
 
     def __init__(
         self,
@@ -228,89 +205,161 @@ class PatchTransport:
         processor: ProcessorMixin,
         bank: ConceptBank,
         setting: TransportSetting,
+        *,
+        batch_size: int = 256,
     ) -> None:
-        if setting.problem == "relaxed" and bank.unsafe == len(bank.categories):
+        if batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size} is wrong, 1 or more is right.")
+        if setting.score == "log_odds" and not bank.reference:
             raise ValueError(
-                "problem 'relaxed' needs harmless categories that compete; give the bank some, or "
-                "take 'joint'."
+                "score 'log_odds' needs reference concepts and the bank has none; build it with "
+                "`reference`, or take another score."
             )
         self.clip, self.processor, self.bank, self.setting = clip, processor, bank, setting
+        self.batch_size = batch_size
+
+    def with_setting(self, **changes: Any) -> "PatchTransport":
+        """The same detector with other fields of its setting."""
+        setting = replace(self.setting, **changes)
+        return PatchTransport(
+            self.clip, self.processor, self.bank, setting, batch_size=self.batch_size
+        )
 
     def rewrite(self, request: Request) -> Request:
-        """Mask every picture of a request; one in which nothing is masked stays the same object."""
-        if not request.images:
-            return request
-        return replace(request, images=tuple(self.masked(request.images)))
-
-    def masked(self, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """Fill the patches up to tau; pictures come back as they were where there is none.
+        """Mask every picture of a request; the same object where nothing is masked.
 
         Raises
         ------
         BadRequest
             If a picture cannot be read.
         """
-        if self.setting.tau == float("-inf"):
-            return list(images)
-        scores = self.scores(images)
-        return [self._mask(image, row) for image, row in zip(images, scores, strict=True)]
+        masked = self.masked(request.images).images
+        before = request.images
+        if all(new is old for new, old in zip(masked, before, strict=True)):
+            return request
+        return replace(request, images=masked)
 
-    def scores(self, images: Sequence[Image.Image], *, batch_size: int = 32) -> Tensor:
-        """Score the patches of pictures of any sizes: (pictures, M), low where unsafe."""
-        found = []
-        for start in range(0, len(images), batch_size):
-            patches = self._encoded(images[start : start + batch_size])
-            found.append(patch_scores(patches, self.bank, self.setting).cpu())
-        return torch.cat(found) if found else torch.empty(0, self.setting.grid**2)
+    def opens_gate(self, before: Request, after: Request) -> bool:
+        """Whether the rest of a defense is for a request that :meth:`rewrite` made another of."""
+        return self.setting.gate == "always_on" or after is not before
+
+    def masked(self, images: Sequence[Image.Image]) -> Masked:
+        """Mask pictures; at a threshold of -inf they are not even looked at."""
+        setting = self.setting
+        if not images or setting.threshold == -math.inf:
+            nothing = torch.zeros(len(images), setting.grid**2, dtype=torch.bool)
+            return Masked(tuple(images), nothing, 0)
+        patches, spared = self._chosen(self.scores(images).cpu())
+        black = setting.fill == "black"
+        color = (0, 0, 0) if black else mean_color(self.processor)
+        painted = tuple(
+            mask_image(_readable(image, index), hidden, color=color) if any(hidden) else image
+            for index, (image, hidden) in enumerate(zip(images, patches.tolist(), strict=True))
+        )
+        return Masked(painted, patches, spared)
+
+    def _chosen(self, scores: Tensor) -> tuple[Tensor, int]:
+        """Choose the patches up to the threshold, the lowest first: bool (pictures, M)."""
+        unsafe = scores <= self.setting.threshold
+        most = math.floor(self.setting.max_share * scores.shape[1] + 1e-9)
+        ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
+        chosen = unsafe & (ranks < most)
+        return chosen, int(unsafe.sum() - chosen.sum())
 
     @torch.no_grad()
-    def _encoded(self, images: Sequence[Image.Image]) -> Tensor:
-        crops = [
-            image.crop(box)
-            for image in map(_read, images)
-            for box in boxes_of(image.size, self.setting.grid)
-        ]
+    def scores(self, images: Sequence[Image.Image]) -> Tensor:
+        """Score the patches of pictures: (pictures, M) on the CLIP's device; low is unsafe.
+
+        Raises
+        ------
+        BadRequest
+            If a picture cannot be read; its index is named.
+        """
+        setting, total = self.setting, None
+        pictures = [_readable(image, index) for index, image in enumerate(images)]
+        for grid in (setting.grid, *setting.scales):
+            found = patch_scores(self.features(pictures, grid), self.bank, setting)
+            spread = _spread(found, grid, setting.grid)
+            total = spread if total is None else total + spread
+        assert total is not None
+        return total
+
+    @torch.no_grad()
+    def features(self, pictures: Sequence[Image.Image], grid: int) -> Tensor:
+        """Encode the patches of RGB pictures: float32 (pictures, grid * grid, d), unit rows."""
+        crops = chain.from_iterable(patch_grid(picture, grid) for picture in pictures)
+        found = [self._encoded(batch) for batch in _batches(crops, self.batch_size)]
+        width = self.bank.features.shape[-1]
+        rows = torch.cat(found) if found else torch.empty(0, width, device=self.clip.device)
+        return rows.view(len(pictures), grid**2, width)
+
+    def _encoded(self, crops: Sequence[Image.Image]) -> Tensor:
+        images: Any = self.processor.image_processor
+        side = _side(images)
+        squeezed = [crop.resize(side, Image.Resampling.BICUBIC) for crop in crops]
+        pixels = images(images=squeezed, return_tensors="pt")["pixel_values"]
+        pixels = pixels.to(self.clip.device, self.clip.dtype)
         clip: Any = self.clip
-        # Square first: the processor would cut the ends off a crop that is not.
-        side = _side(self.processor)
-        squares = [crop.resize((side, side), Image.Resampling.BICUBIC) for crop in crops]
-        pixels: Any = self.processor(images=squares, return_tensors="pt")
-        seen = clip.get_image_features(
-            pixel_values=pixels["pixel_values"].to(clip.device, clip.dtype)
-        )
-        found: Tensor = getattr(seen, "pooler_output", seen)
-        features: Tensor = normalize(found.float(), dim=-1)
-        patches: Tensor = features.unflatten(0, (len(images), -1))
-        return patches
-
-    def _mask(self, image: Image.Image, scores: Tensor) -> Image.Image:
-        lowest = scores.argsort()[: int(self.setting.max_share * len(scores))].tolist()
-        # In double, as the threshold is: rounded to float32 it may be the next score.
-        chosen = [index for index in lowest if float(scores[index]) <= self.setting.tau]
-        if not chosen:
-            return image
-        covered = _read(image).copy()
-        color = (0, 0, 0) if self.setting.fill == "black" else mean_color(self.processor)
-        boxes = boxes_of(image.size, self.setting.grid)
-        for index in chosen:
-            covered.paste(color, boxes[index])
-        return covered
+        features: Tensor = clip.get_image_features(pixel_values=pixels).pooler_output
+        return normalize(features.float(), dim=-1)
 
 
-def _read(image: Image.Image) -> Image.Image:
-    """Read a picture of any mode; of several frames the first, as processors do."""
-    try:
-        image.load()  # a file is read only when its pixels are asked for
-        return as_rgb(image)
-    except (OSError, SyntaxError) as error:
-        raise BadRequest(
-            f"a picture of {image.size[0]} x {image.size[1]} cannot be read ({error}); send the "
-            "whole file again."
-        ) from error
+def _side(images: Any) -> tuple[int, int]:
+    """Width and height of what the tower is fed, so that the processor changes no size."""
+    size = images.crop_size if getattr(images, "do_center_crop", False) else images.size
+    size = dict(size)
+    if "shortest_edge" in size:
+        return size["shortest_edge"], size["shortest_edge"]
+    return size["width"], size["height"]
 
 
-def _side(processor: Any) -> int:
-    """The height of the square that an image processor makes of a picture."""
-    images = processor.image_processor
-    size = getattr(images, "crop_size", None) or images.size
-    return int(size["height"] if "height" in size else size["shortest_edge"])
+def _batches(crops: Iterator[Image.Image], size: int) -> Iterator[list[Image.Image]]:
+    batch: list[Image.Image] = []
+    for crop in crops:
+        batch.append(crop)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _spread(scores: Tensor, grid: int, onto: int) -> Tensor:
+    """Average scores of one grid over the patches of another, by how much they overlap."""
+    if grid == onto:
+        return scores
+    here, there = (torch.arange(n, dtype=torch.float64) / n for n in (grid, onto))
+    ends = torch.minimum(there[:, None] + 1 / onto, here + 1 / grid)
+    overlap = (ends - torch.maximum(there[:, None], here)).clamp_min(0) * onto
+    share = overlap.to(scores)
+    spread = torch.einsum("ai,bj,pij->pab", share, share, scores.unflatten(1, (grid, grid)))
+    return spread.flatten(1)
+
+
+def calibrate_threshold(scores: ArrayLike, share: float = 0.01) -> float:
+    """Choose tau so that at most ``share`` of benign patches are masked.
+
+    Parameters
+    ----------
+    scores : of benign patches, any shape, from the setting that is calibrated
+    share : more than 0 and less than 1
+
+    Returns
+    -------
+    float
+        The highest score with at most that share up to it; -inf if every score has more, as when
+        there are fewer than 1 / share of them.
+
+    Raises
+    ------
+    ValueError
+        If there is no score, one is not a number, or the share is out of range.
+    """
+    values = np.sort(np.asarray(scores, dtype=float), axis=None)
+    if not values.size or np.isnan(values).any():
+        raise ValueError(f"{values.size} scores, {int(np.isnan(values).sum())} of them NaN; "
+                         "give scores of benign patches, 100 or more.")  # fmt: skip
+    if not 0 < share < 1:
+        raise ValueError(f"share {share} must lie between 0 and 1.")
+    below = values[values < values[math.floor(share * values.size)]]
+    return float(below[-1]) if below.size else -math.inf
