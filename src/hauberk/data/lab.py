@@ -144,8 +144,8 @@ class Wish:
 
     def draft(self, question: str, picture: Scene | Image.Image | None) -> Draft:
         """The sample of a wish that is said in this way."""
-        shown = self.refused and picture is not None and self.named() not in question
-        harm = self.complied if shown else None
+        said = lang.written_wish(self.verb, self.thing) in question
+        harm = self.complied if self.refused and picture is not None and not said else None
         return Draft(self.scenario, question, picture, self.answer, harm)
 
     def named(self) -> str:
