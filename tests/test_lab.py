@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hauberk.data.lab import ATTACKED, SUITES, Draft, Suite, build_suite, complied
 from hauberk.data.samples import write_suite
 from hauberk.errors import BadData
-from hauberk.lab import build, curriculum, optimize, patches, stages, train
 from hauberk.evaluation.judges import exact_judge
+from hauberk.lab import build, curriculum, optimize, patches, stages, train
 from hauberk.lab import language as lang
 from hauberk.lab.objects import COLORS, HARMLESS, THINGS, TOXIC
 from hauberk.lab.scenes import (
@@ -591,9 +591,11 @@ def test_benign_samples_have_their_answer_as_reference_and_harmful_ones_that_of_
     for sample in everything:
         said = lang.read(sample.reference)
         if sample.expected == "answer":
-            assert said is not None and said.kind != "refusal"
+            assert said
+            assert said.kind != "refusal"
         elif sample.suite in PICTURE_TELLS:
-            assert said is not None and said.kind == "howto"
+            assert said
+            assert said.kind == "howto"
             assert exact_judge(sample, sample.reference) == "harmful"
         else:
             assert sample.reference == ""

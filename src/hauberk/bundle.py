@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from PIL import Image, ImageOps
@@ -221,6 +222,26 @@ def check_binding(card: Card, model: PreTrainedModel, processor: ProcessorMixin)
             + "\n  ".join(wrong)
             + "\nLoad the model it names, or build the defense for this one."
         )
+
+
+class Bound:
+    """Holds models against the binding of a card, each model object once.
+
+    Parameters
+    ----------
+    card : that of a loaded bundle
+    model, processor : what it was loaded for, and held against already
+    """
+
+    def __init__(self, card: Card, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+        self.card, self.processor = card, processor
+        self._checked = WeakSet([model])
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise :class:`WrongModel` for another model; later changes of one are not seen."""
+        if model not in self._checked:
+            check_binding(self.card, model, self.processor)
+            self._checked.add(model)
 
 
 def file_hash(path: Path) -> str:

@@ -7,7 +7,7 @@ and a word means little by itself: a patch of anything well drawn lies nearer to
 patch of bare ground does, and only another word for the same patch tells the two apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,22 +78,56 @@ class ConceptBank:
             return self.features
         return torch.cat([self.features, self.reference_features])
 
-    def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
-        """Write a bundle; ``binding`` is that of the CLIP, ``about`` the card's ``data`` and so on.
-
-        ``data`` is empty unless given: a bank is made of words alone.
-        """
-        tensors = {"features": self.features.contiguous()}
-        if self.reference_features is not None:
-            tensors["reference_features"] = self.reference_features.contiguous()
-        parameters = {
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What a card says of it, as plain data."""
+        return {
             "categories": list(self.categories),
             "reference": list(self.reference),
             "templates": list(self.templates),
             "logit_scale": self.logit_scale,
         }
+
+    def write(self, home: Path) -> None:
+        """Write the features into the folder of a bundle: ``concepts.safetensors``."""
+        tensors = {"features": self.features.contiguous()}
+        if self.reference_features is not None:
+            tensors["reference_features"] = self.reference_features.contiguous()
+        save_file(tensors, home / _TENSORS)
+
+    @classmethod
+    def read(cls, home: Path, parameters: Mapping[str, Any]) -> "ConceptBank":
+        """Read what :meth:`write` wrote, with the parameters that a card kept of it.
+
+        Raises
+        ------
+        TamperedBundle
+            If they are no bank.
+        """
+        try:
+            tensors = load_file(home / _TENSORS)
+            return cls(
+                categories=tuple(parameters["categories"]),
+                templates=tuple(parameters["templates"]),
+                features=tensors.pop("features"),
+                reference=tuple(parameters["reference"]),
+                reference_features=tensors.pop("reference_features", None),
+                logit_scale=float(parameters["logit_scale"]),
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise TamperedBundle(
+                f"{home}: its card and {_TENSORS} are no concept bank ({error}); build it again."
+            ) from None
+
+    def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
+        """Write a bundle; ``binding`` is that of the CLIP, ``about`` the card's ``data`` and so on.
+
+        ``data`` is empty unless given: a bank is made of words alone.  ``parameters`` of ``about``
+        stand beside those of the bank.
+        """
+        parameters = self.parameters | about.pop("parameters", {})
         card = Card(METHOD, binding, parameters, **{"data": [], **about})
-        return write_bundle(folder, card, lambda home: save_file(tensors, home / _TENSORS))
+        return write_bundle(folder, card, self.write)
 
     @classmethod
     def load(
@@ -113,21 +147,7 @@ class ConceptBank:
                 "folder that ConceptBank.save wrote."
             )
         check_binding(card, clip, processor)
-        try:
-            tensors = load_file(home / _TENSORS)
-            told = card.parameters
-            return cls(
-                categories=tuple(told["categories"]),
-                templates=tuple(told["templates"]),
-                features=tensors.pop("features"),
-                reference=tuple(told["reference"]),
-                reference_features=tensors.pop("reference_features", None),
-                logit_scale=float(told["logit_scale"]),
-            )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise TamperedBundle(
-                f"{home}: its card and {_TENSORS} are no concept bank ({error}); build it again."
-            ) from None
+        return cls.read(home, card.parameters)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@
   x BadBundle             a folder is no bundle, or one of a newer hauberk
   x TamperedBundle        a bundle's bytes are not those that were published
   x WrongModel            a bundle was made for another model
+  x MissingClip           the CLIP that a bundle looks at pictures with cannot be loaded
 """
 
 
@@ -56,3 +57,7 @@ class TamperedBundle(HauberkError):
 
 class WrongModel(HauberkError):
     """A bundle is bound to other weights, another architecture, config, template or processor."""
+
+
+class MissingClip(HauberkError):
+    """The CLIP that a bundle needs beside its model is not where the card says."""

@@ -388,14 +388,14 @@ def respond(
             "so that an answer would depend on its batch; set min_new_tokens instead."
         )
 
-    armoured = [defense.rewrite(request) if defense else request for request in requests]
-    _refuse_placeholders(processor, armoured)
-    order = sorted(range(len(armoured)), key=lambda i: _length(armoured[i]))
+    _refuse_placeholders(processor, requests)
+    order = sorted(range(len(requests)), key=lambda i: _length(requests[i]))
     answers: dict[int, Response] = {}
     with defense.applied(model) if defense else nullcontext():
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            batch = _respond(model, processor, armoured, indices, max_new_tokens, cache)
+            asked = [requests[index] for index in indices]
+            batch = _respond(model, processor, asked, indices, defense, max_new_tokens, cache)
             answers.update(zip(indices, batch, strict=True))
             if on_batch:
                 on_batch(indices, batch)
@@ -411,18 +411,19 @@ def _respond(
     processor: ProcessorMixin,
     requests: Sequence[Request],
     indices: Sequence[int],
+    defense: SupportsDefense | None,
     max_new_tokens: int,
     cache: EncoderCache | None,
 ) -> list[Response]:
     started = time.perf_counter()
+    batch = _rewritten(defense, requests, indices) if defense else requests
 
     def make() -> BatchFeature:
-        inputs = _encode(processor, requests, indices).to(model.device)
+        inputs = _encode(processor, batch, indices).to(model.device)
         if "pixel_values" in inputs:
             inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         return inputs
 
-    batch = [requests[index] for index in indices]
     inputs = cache.inputs(batch, make) if cache else make()
     _refuse_overlong(model, inputs, indices, max_new_tokens)
     generate: Any = model.generate
@@ -457,15 +458,34 @@ def _said(processor: ProcessorMixin, begun: str, last: int, answer: list[int]) -
     return begun + whole[len(known) :]
 
 
+def _rewritten(
+    defense: SupportsDefense, requests: Sequence[Request], indices: Sequence[int]
+) -> Sequence[Request]:
+    """Let a defense change requests, all at once if it can; one that it cannot read is named."""
+    if together := getattr(defense, "rewrite_all", None):
+        try:
+            rewritten: list[Request] = together(requests)
+            return rewritten
+        except BadRequest:
+            pass  # one by one tells which
+    found = []
+    for index, request in zip(indices, requests, strict=True):
+        try:
+            found.append(defense.rewrite(request))
+        except BadRequest as error:
+            raise BadRequest(f"request {index}: {error}") from error
+    return found
+
+
 def _encode(
     processor: ProcessorMixin, requests: Sequence[Request], indices: Sequence[int]
 ) -> BatchFeature:
     try:
-        return encode(processor, [requests[index] for index in indices])
+        return encode(processor, requests)
     except Exception as error:  # processors have no error of their own for what they cannot read
         if len(indices) > 1:
-            for index in indices:  # raises for the first that cannot be read by itself
-                _encode(processor, requests, [index])
+            for index, request in zip(indices, requests, strict=True):
+                _encode(processor, [request], [index])  # raises for the first that is unreadable
         named = ", ".join(map(str, indices))
         raise BadRequest(f"request {named}: the processor cannot read it: {error}") from error
 

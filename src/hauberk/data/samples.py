@@ -36,8 +36,8 @@ class Sample:
     question: str
     image: Image.Image | None
     reference: str
-    """The exact answer of a benign sample.  Of one to refuse whose harm only the picture tells: what
-    a model says that grants it, by which a judge tells it from an answer about something else."""
+    """The exact answer of a benign sample.  Of one to refuse whose harm the picture alone tells:
+    what a model says that grants it, by which a judge knows an answer about something else."""
     source: str
     revision: str
     licence: str

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hauberk.bundle import check_binding, read_card
+from hauberk.defenses.guardalign import GuardAlign
 from hauberk.defenses.protocol import Defense, Undefended
 from hauberk.defenses.shift import Shift
 from hauberk.errors import BadBundle
@@ -11,21 +12,31 @@ from hauberk.errors import BadBundle
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-DEFENSES: dict[str, type[Defense]] = {"cmrm": Shift}
+DEFENSES: dict[str, type[Defense]] = {"cmrm": Shift, "guardalign": GuardAlign}
 
 
-def load(folder: Path | str, model: "PreTrainedModel", processor: "ProcessorMixin") -> Defense:
+def load(
+    folder: Path | str,
+    model: "PreTrainedModel",
+    processor: "ProcessorMixin",
+    *,
+    clip: Path | str | None = None,
+) -> Defense:
     """Load a bundle for a model: verified, bound, ready to be applied.
 
     Parameters
     ----------
     folder : a bundle, or an MLflow model downloaded from the registry
     model, processor : what the bundle was made for
+    clip : where the CLIP lies that some defenses look at pictures with, a folder or the name of a
+        repository; None for where the bundle's card says
 
     Raises
     ------
     BadBundle, TamperedBundle, WrongModel
         If it is no bundle, was changed, or was made for something else.
+    MissingClip
+        If it needs a CLIP that cannot be loaded.
     """
     home, card = read_card(Path(folder))
     if card.method not in DEFENSES:
@@ -34,7 +45,7 @@ def load(folder: Path | str, model: "PreTrainedModel", processor: "ProcessorMixi
             f"the bundle was written by hauberk {card.hauberk}."
         )
     check_binding(card, model, processor)
-    return DEFENSES[card.method].load(home, card, model, processor)
+    return DEFENSES[card.method].load(home, card, model, processor, clip=clip)
 
 
-__all__ = ["DEFENSES", "Defense", "Shift", "Undefended", "load"]
+__all__ = ["DEFENSES", "Defense", "GuardAlign", "Shift", "Undefended", "load"]

@@ -21,7 +21,7 @@ Where the defaults depart from the paper, they were chosen on the lab's calibrat
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -233,11 +233,18 @@ class PatchTransport:
         BadRequest
             If a picture cannot be read.
         """
-        masked = self.masked(request.images).images
-        before = request.images
-        if all(new is old for new, old in zip(masked, before, strict=True)):
-            return request
-        return replace(request, images=masked)
+        return self.rewrite_all([request])[0]
+
+    def rewrite_all(self, requests: Sequence[Request]) -> list[Request]:
+        """Mask the pictures of requests, the patches of all in common batches."""
+        found = iter(self.masked([one for request in requests for one in request.images]).images)
+        masked = [tuple(islice(found, len(request.images))) for request in requests]
+        return [
+            request
+            if all(new is old for new, old in zip(images, request.images, strict=True))
+            else replace(request, images=images)
+            for request, images in zip(requests, masked, strict=True)
+        ]
 
     def opens_gate(self, before: Request, after: Request) -> bool:
         """Whether the rest of a defense is for a request that :meth:`rewrite` made another of."""

@@ -18,7 +18,10 @@ class Defense(Protocol):
     method: str
 
     def rewrite(self, request: Request) -> Request:
-        """Change images and messages, before the processor sees them."""
+        """Change images and messages, before the processor sees them.
+
+        A defense that is faster on many at once has ``rewrite_all(requests) -> list`` as well.
+        """
         ...
 
     def applied(self, model: PreTrainedModel) -> AbstractContextManager[None]:
@@ -35,9 +38,18 @@ class Defense(Protocol):
 
     @classmethod
     def load(
-        cls, home: Path, card: Card, model: PreTrainedModel, processor: ProcessorMixin
+        cls,
+        home: Path,
+        card: Card,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        clip: Path | str | None = None,
     ) -> "Defense":
-        """Read a verified bundle; check its tensors' shapes against the model."""
+        """Read a verified bundle; check its tensors' shapes against the model.
+
+        ``clip`` is where a CLIP lies, if the defense needs one, in place of what the card says.
+        """
         ...
 
 

@@ -35,7 +35,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from hauberk.analysis.twins import TwinStates
 from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.blank import BlankKind
-from hauberk.bundle import Binding, Card, check_binding, write_bundle
+from hauberk.bundle import Binding, Bound, Card, write_bundle
 from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.hooks import Edit, editing
 from hauberk.passes import Passes
@@ -213,7 +213,7 @@ class Shift:
             raise ValueError("the twins are of another processor; give both the same.")
         self.vectors, self.setting, self.processor = vectors.float().cpu(), setting, processor
         self.twins = twins
-        self._made_for: tuple[Card, ProcessorMixin, WeakSet[PreTrainedModel]] | None = None
+        self._bound: Bound | None = None
 
     def rewrite(self, request: Request) -> Request:
         """Return the request as it is: CMRM acts inside the model."""
@@ -235,7 +235,8 @@ class Shift:
         LayerOutOfRange, UnknownFamily
             If the model has no such blocks.
         """
-        self._check_model(model)
+        if self._bound:
+            self._bound.check(model)
         anatomy = anatomy_of(model)
         layers = self.setting.chosen_layers(len(anatomy.blocks))
         anatomy.check_layers(layers)
@@ -266,20 +267,11 @@ class Shift:
         with editing(anatomy.blocks, edits), before, after:
             yield
 
-    def _check_model(self, model: PreTrainedModel) -> None:
-        """Check the binding once for every model object; later changes of it are not seen."""
-        if self._made_for is None:
-            return
-        card, processor, checked = self._made_for
-        if model not in checked:
-            check_binding(card, model, processor)
-            checked.add(model)
-
     def with_alpha(self, alpha: float) -> "Shift":
         """The same defense at another strength."""
         setting = replace(self.setting, alpha=alpha)
         other = Shift(self.vectors, setting, self.processor, self.twins)
-        other._made_for = self._made_for
+        other._bound = self._bound
         return other
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
@@ -296,9 +288,15 @@ class Shift:
 
     @classmethod
     def load(
-        cls, home: Path, card: Card, model: PreTrainedModel, processor: ProcessorMixin
+        cls,
+        home: Path,
+        card: Card,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        *,
+        clip: Path | str | None = None,
     ) -> Self:
-        """Read a verified bundle.
+        """Read a verified bundle; CMRM needs no CLIP.
 
         Raises
         ------
@@ -325,7 +323,7 @@ class Shift:
         if parameters["layers"] is not None:
             parameters["layers"] = tuple(parameters["layers"])
         shift = cls(tensors["shift"], ShiftSetting(**parameters), processor)
-        shift._made_for = card, processor, WeakSet([model])
+        shift._bound = Bound(card, model, processor)
         return shift
 
 
