@@ -14,7 +14,7 @@ from flows.errors import BadPipeline, Stale
 from flows.graph import Graph
 from flows.parameters import read
 from hauberk import UNDEFENDED
-from registry.bundles import Subject
+from registry.bundles import BANK, Subject
 from registry.errors import GateFailed, RolledBack, SmokeFailed
 from registry.gate import Rule, rules_from
 from registry.promote import Promotion, promote
@@ -54,11 +54,12 @@ def subjects(graph: Graph) -> list[Subject]:
             model, defense = match.groups()
             evaluation = f"artifacts/{model}/{defense}/evaluation"
             bare = f"artifacts/{model}/{UNDEFENDED}/evaluation"
-            if missing := [path for path in (evaluation, bare, REPORTS) if path not in makers]:
+            measured = (evaluation,) if defense == BANK else (evaluation, bare)
+            if missing := [path for path in (*measured, REPORTS) if path not in makers]:
                 raise BadPipeline(
                     f"{out} cannot be published: no stage of dvc.yaml makes {' or '.join(missing)}."
                 )
-            stages = (makers[evaluation], makers[bare])
+            stages = tuple(makers[path] for path in measured)
             root = graph.root
             folders = {"bundle": root / out, "evaluation": root / evaluation}
             found.append(Subject(model, defense, stages=stages, reports=root / REPORTS, **folders))

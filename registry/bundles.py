@@ -12,6 +12,8 @@ from registry.errors import NotBuilt, Unverified
 from registry.gate import UNDEFENDED
 
 ADDED = "registered_model_meta"
+BANK = "concept_bank"
+"""Stands where the name of a defense would, for the concepts that a CLIP knows."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Subject:
     bundle: Path
     evaluation: Path
     stages: tuple[str, ...]
-    """Their names in dvc.lock: the evaluation, and the undefended one it is compared with."""
+    """Their names in dvc.lock: the evaluation, and the undefended one it is compared with, if it
+    is compared with one."""
     reports: Path
     """The folder of the compare stage."""
 
@@ -40,9 +43,14 @@ class Subject:
     def rows(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
         """Give the metrics, the paired differences and the undefended metrics.
 
+        A concept bank defends nothing by itself: it has metrics of its own, and neither of the
+        others.
+
         One metric is of the evaluation itself: ``all`` ``differing_alone``, the share of the
         answers that came out differently alone than in their batch, of those that were asked twice.
         """
+        if self.defense == BANK:
+            return _rows(self.evaluation / "metrics.json"), [], []
         metrics = _rows(self.reports / "metrics.json")
         differences = _rows(self.reports / "differences.json")
         own = [r for r in metrics if (r["model"], r["defense"]) == (self.model, self.defense)]
@@ -67,7 +75,12 @@ class Subject:
         return [dict.fromkeys(like) | of | {"metric": "differing_alone", "value": share, "n": n}]
 
     def samples(self) -> list[tuple[Any, ...]]:
-        """Give what the model was asked: id, suite, question and expected answer of each sample."""
+        """Give what the model was asked: id, suite, question and expected answer of each sample.
+
+        A concept bank is asked nothing.
+        """
+        if self.defense == BANK:
+            return []
         path = self.evaluation / "responses.jsonl"
         if not path.is_file():
             raise NotBuilt(f"{path} does not exist; run the pipeline first: `python -m flows run`.")

@@ -1,13 +1,15 @@
 """Stage compare: all evaluations -> one table, paired differences, and the report.
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
-     artifacts/MODEL/adversarial, artifacts/data
+     artifacts/MODEL/guardalign/parts, artifacts/MODEL/adversarial, artifacts/data,
+     artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
-                together), index.html, plots/*.svg, card.json
+                together), detection.json, index.html, plots/*.svg, card.json
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,11 @@ from hauberk import UNDEFENDED
 from tasks.params import Params
 from tasks.stage import (
     bundle_folder,
+    clip_folder,
     evaluation_folder,
     gap_folder,
     main,
+    parts_folder,
     read_json,
     suite_file,
     write_json,
@@ -44,15 +48,21 @@ def run(params: Params) -> Path:
     for model in params.models:
         control = read_records(evaluation_folder(model, UNDEFENDED) / "responses.jsonl")
         metrics += keyword_rows(control)
-        for defense in (UNDEFENDED, *params.defenses):
-            folder = evaluation_folder(model, defense)
+        by_id = {record.sample_id: record for record in control}
+        for folder in (
+            *(evaluation_folder(model, name) for name in (UNDEFENDED, *params.evaluated)),
+            parts_folder(model),
+        ):
             metrics += read_json(folder / "metrics.json")
-            records = read_records(folder / "responses.jsonl")
-            metrics += corrected_rows(records, control)
-            responses += map(_response, records)
-            if defense != UNDEFENDED:
-                differences += difference_rows(records, control, asdict(params.noninferiority))
-                sweeps[model, defense] = read_json(bundle_folder(model, defense) / "sweep.json")
+            for defense, records in _by_defense(read_records(folder / "responses.jsonl")):
+                metrics += corrected_rows(records, control)
+                responses += map(_response, records)
+                if defense != UNDEFENDED:
+                    same = [by_id[record.sample_id] for record in records]
+                    differences += difference_rows(records, same, asdict(params.noninferiority))
+        for defense in params.evaluated:
+            sweeps[model, defense] = read_json(bundle_folder(model, defense) / "sweep.json")
+    detection = {clip: _detection(clip) for clip in params.concept_banks}
     comparison = Comparison(
         metrics=metrics,
         differences=differences,
@@ -60,12 +70,15 @@ def run(params: Params) -> Path:
         responses=responses,
         images=_images(params),
         chosen=params.registry.promote,
+        detection=detection,
         gaps={model: _gap(model) for model in params.models},
         context=_context(params),
     )
     with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:
         write_json(metrics, partial / "metrics.json")
         write_json(differences, partial / "differences.json")
+        found = [row for clip in detection.values() for row in clip["rows"]]
+        write_json(found, partial / "detection.json")
         write_json(comparison.pooled, partial / "channels.json")
         render_report(comparison, partial)
     return REPORTS
@@ -76,6 +89,17 @@ def _gap(model: str) -> dict[str, Any]:
     folder = gap_folder(model)
     plots = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.svg"))}
     return {**read_json(folder / "gap.json"), "plots": plots}
+
+
+def _by_defense(records: "list[Record]") -> "list[tuple[str, list[Record]]]":
+    """The records of one folder, which holds one defense, or several in turn."""
+    return [(name, list(group)) for name, group in groupby(records, lambda r: r.defense)]
+
+
+def _detection(clip: str) -> dict[str, Any]:
+    """How well a CLIP finds what is unsafe in pictures: rows, scores and examples."""
+    folder = clip_folder(clip, "evaluation")
+    return {"rows": read_json(folder / "metrics.json"), **read_json(folder / "detection.json")}
 
 
 def _response(record: "Record") -> dict[str, Any]:
@@ -101,12 +125,12 @@ def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
     bundles = {
         f"{model} / {defense}": read_json(bundle_folder(model, defense) / "card.json")
         for model in params.models
-        for defense in params.defenses
+        for defense in params.evaluated
     }
     evaluations = {
         f"{model} / {defense}": read_json(evaluation_folder(model, defense) / "card.json")
         for model in params.models
-        for defense in (UNDEFENDED, *params.defenses)
+        for defense in (UNDEFENDED, *params.evaluated)
     }
     return {
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
@@ -114,6 +138,10 @@ def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
         "Versions": _versions(bundles, evaluations),
         "Batched answers that differ from batch size 1": _differing(evaluations),
         "Bundles": {name: card["card_sha256"] for name, card in bundles.items()},
+        "Concept banks": {
+            clip: read_json(clip_folder(clip, "bundle") / "card.json")["card_sha256"]
+            for clip in params.concept_banks
+        },
         "Weights": {name: card["binding"]["weights"] for name, card in bundles.items()},
     }
 

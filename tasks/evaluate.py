@@ -45,8 +45,8 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     from hauberk.evaluation.metrics import metric_rows
     from hauberk.evaluation.run import differing_alone, evaluate, write_records
 
-    if defense_name not in (UNDEFENDED, *params.defenses):
-        known = ", ".join((UNDEFENDED, *params.defenses))
+    if defense_name not in (UNDEFENDED, *params.evaluated):
+        known = ", ".join((UNDEFENDED, *params.evaluated))
         raise BadParams(f"defenses.{defense_name}: unknown; known are {known}.")
     model, processor = load_model(params, model_name)
     defense, identity = None, UNDEFENDED

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,12 +16,19 @@ from hauberk.errors import BadParams
 if TYPE_CHECKING:
     from hauberk.data.samples import Sample
 
+GUARDALIGN = "guardalign"
+"""Stands where the name of a defense would, for the one that is fitted by its own stage."""
+
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
 Alpha = Annotated[float, Field(ge=0, le=10)]
 """The paper sweeps 0 to 1; ten times the shift is beyond any use."""
+PARTS = (
+    "transport_only", "prefix_only", "prefix_calibrated", "guardalign_literal", "all_masked",
+)  # fmt: skip
+"""What GuardAlign's evaluation shows beside it; see tasks.ablate_guardalign."""
 
 METRICS = {
     "refuse": (
@@ -70,6 +77,10 @@ class Profile:
     data: Sizes
     attack: AttackBudget
     alphas: Annotated[list[Alpha], Field(min_length=1)]
+    detection: Positive
+    """Pictures a suite on which patch detection is measured."""
+    parts: Positive
+    """Samples a suite on which each part of GuardAlign is measured alone."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,66 @@ class ShiftParams:
     calibrate_on: Annotated[list[str], Field(min_length=1)]
     alphas: Annotated[list[Alpha], Field(min_length=1)] | None
     variants: Annotated[list[Variant], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class TransportParams:
+    """How patches are scored and masked; what is left out is our default.
+
+    See :class:`hauberk.defenses.patch_transport.TransportSetting`; the threshold is calibrated.
+    """
+
+    weights: Literal["as_printed", "low_entropy", "uniform"] = "uniform"
+    problem: Literal["per_category", "joint"] = "joint"
+    score: Literal["raw", "per_mass_mean", "per_mass_min", "log_odds"] = "log_odds"
+    column_penalty: Annotated[float, Field(ge=0)] = 0.0
+    epsilon: Annotated[float, Field(gt=0)] = 0.02
+    iterations: Positive = 200
+    grid: Annotated[int, Field(ge=1, le=16)] = 2
+    scales: list[Annotated[int, Field(ge=1, le=16)]] = field(default_factory=lambda: [1])
+    fill: Literal["black", "mean"] = "black"
+    max_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+@dataclass(frozen=True)
+class BankParams:
+    """A CLIP, what its concept bank holds, and how its patches are scored."""
+
+    path: str
+    revision: str | None
+    concepts: Literal["lab", "real"]
+    """A name in :mod:`hauberk.data.concepts`."""
+    transport: TransportParams
+    benign_scenes: Positive
+    """Pictures of harmless requests, of the calibration pools, that the threshold is set on."""
+    masked_share: Annotated[float, Field(gt=0, lt=1)]
+    """Of their harmless patches, to be masked at most."""
+
+
+@dataclass(frozen=True)
+class PrefixParams:
+    """A safety prefix: see :class:`hauberk.defenses.prefix_attention.PrefixSetting`."""
+
+    text: Annotated[str, Field(pattern=r"\S")]
+    placement: Literal["user", "answer"] = "user"
+    gamma: Annotated[float, Field(ge=0, le=10)] = 0.15
+    layers: Annotated[list[int], Field(min_length=1)] | None = None
+    mode: Literal["clamped", "unclamped", "literal"] = "clamped"
+    gate: Literal["always_on", "any_masked"] = "always_on"
+    """Whether every request gets it, as in the paper, or those of which a patch was masked."""
+
+
+@dataclass(frozen=True)
+class GuardAlignParams:
+    """GuardAlign: its concept bank, prefixes to choose from, and where its parts are measured."""
+
+    clip: str
+    """A name of ``concept_banks``."""
+    calibrate_on: Annotated[list[str], Field(min_length=1)]
+    prefixes: Annotated[list[PrefixParams], Field(min_length=1)]
+    """One is chosen on the calibration split."""
+    parts_on: Annotated[list[str], Field(min_length=1)]
+    """Suites on which every part is measured alone."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +238,8 @@ class Params:
     suites: Annotated[list[str], Field(min_length=1)]
     attack: AttackParams
     defenses: dict[str, ShiftParams]
+    concept_banks: dict[str, BankParams]
+    guardalign: GuardAlignParams
     evaluate: Generation
     gap: GapParams
     gate: list[dict[str, Any]]
@@ -178,10 +251,15 @@ class Params:
         """The profile in force."""
         return self.profiles[self.profile]
 
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The defenses that have a bundle and an evaluation of every model."""
+        return (*self.defenses, GUARDALIGN)
+
 
 for _section in (
-    Sizes, AttackBudget, Profile, ModelSpec, Variant, ShiftParams, AttackParams, Generation,
-    GapParams, Margins, Registry, Params,
+    Sizes, AttackBudget, Profile, ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
+    PrefixParams, GuardAlignParams, AttackParams, Generation, GapParams, Margins, Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
@@ -285,6 +363,10 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("models", 3): ModelSpec,
         ("defenses", 3): ShiftParams,
         ("defenses", 5): Variant,
+        ("concept_banks", 3): BankParams,
+        ("concept_banks", 4): TransportParams,
+        ("guardalign", 2): GuardAlignParams,
+        ("guardalign", 4): PrefixParams,
         ("attack", 2): AttackParams,
         ("evaluate", 2): Generation,
         ("gap", 2): GapParams,
@@ -292,7 +374,7 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("registry", 2): Registry,
     }
     section = sections.get((str(location[0]), len(location)), Params)
-    return [field.name for field in fields(section)]
+    return [each.name for each in fields(section)]
 
 
 def _contradictions(params: Params, root: Path) -> Iterator[str]:
@@ -301,19 +383,31 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
         yield f"profile: {params.profile!r} is not one of {', '.join(params.profiles)}"
     for name, profile in params.profiles.items():
         yield from _bad_budget(f"profiles.{name}", profile)
+        yield from _bad_parts(f"profiles.{name}", profile)
     yield from _bad_suites("suites", params.suites)
     yield from _bad_gap(params)
     for name, defense in params.defenses.items():
         yield from _bad_defense(f"defenses.{name}", name, defense)
         for index, variant in enumerate(defense.variants):
             here = f"defenses.{name}.variants.{index}"
-            yield from _bad_layers(here, variant, params.models, root)
+            if variant.compose == "single" and len(variant.layers or []) != 1:
+                yield (
+                    f"{here}.layers: {variant.layers!r} is wrong: compose 'single' takes exactly "
+                    "one layer"
+                )
+            yield from _bad_layers(here, variant.layers or [], params.models, root)
     for model, spec in params.models.items():
-        yield from _bad_model(f"models.{model}", model, spec, root)
+        yield from _bad_model(f"models.{model}", model, spec.path, root)
+    for clip, bank in params.concept_banks.items():
+        yield from _bad_model(f"concept_banks.{clip}", clip, bank.path, root)
+        yield from _bad_transport(f"concept_banks.{clip}", bank)
+        if clip in params.models:
+            yield f"concept_banks.{clip}: is among `models` as well; give one of them another name"
+    yield from _bad_guardalign(params, root)
     yield from _bad_gate(params)
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
-        yield from _unknown(f"registry.promote.{model}", [chosen], params.defenses)
+        yield from _unknown(f"registry.promote.{model}", [chosen], params.evaluated)
 
 
 def _bad_budget(key: str, profile: Profile) -> Iterator[str]:
@@ -324,6 +418,14 @@ def _bad_budget(key: str, profile: Profile) -> Iterator[str]:
                 f"{key}.attack.{size}: {attacked} is wrong: pictures of drawn samples are "
                 f"attacked, and data.{size} draws {drawn} of them"
             )
+
+
+def _bad_parts(key: str, profile: Profile) -> Iterator[str]:
+    if profile.parts > profile.data.samples:
+        yield (
+            f"{key}.parts: {profile.parts} is wrong: parts are measured on drawn samples, and "
+            f"data.samples draws {profile.data.samples} of them"
+        )
 
 
 def _bad_suites(key: str, names: list[str]) -> Iterator[str]:
@@ -352,38 +454,72 @@ def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
         yield f"{key}: artifacts/MODEL/{name} holds attacked pictures; give it another name"
     if name == UNDEFENDED:
         yield f"{key}: {name!r} is the undefended model; give the defense another name"
+    if name in (GUARDALIGN, *PARTS):
+        yield f"{key}: {name!r} is made by stages of its own; give this defense another name"
     if name == "gap":
         yield f"{key}: artifacts/MODEL/gap holds the analysis of the gap; give it another name"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _ and - only"
     yield from _unknown(f"{key}.anchors", defense.anchors, SUITES)  # nothing else has this split
     yield from _repeated(f"{key}.anchors", defense.anchors)
-    yield from _bad_suites(f"{key}.calibrate_on", defense.calibrate_on)
     plain = [s for s in defense.anchors if s in SUITES and _sample_of(s).image is None]
     if plain:
         yield f"{key}.anchors: {plain} have no pictures, so that there is no shift to estimate"
-    known = [suite for suite in defense.calibrate_on if suite in {*SUITES, *ATTACKED}]
+    yield from _bad_calibration(f"{key}.calibrate_on", defense.calibrate_on)
+
+
+def _bad_calibration(key: str, suites: list[str]) -> Iterator[str]:
+    from hauberk.data.lab import ATTACKED, SUITES
+
+    yield from _bad_suites(key, suites)
+    known = [suite for suite in suites if suite in {*SUITES, *ATTACKED}]
     expected = {_sample_of(suite).expected for suite in known}
     if known and len(expected) < 2:
         missing = "benign suite" if expected == {"refuse"} else "suite of harmful requests"
-        yield f"{key}.calibrate_on: {known} hold no {missing}; a choice weighs both kinds"
+        yield f"{key}: {known} hold no {missing}; a choice weighs both kinds"
     if known and all(_sample_of(suite).image is None for suite in known):
-        yield f"{key}.calibrate_on: {known} have no pictures, so that nothing would be shifted"
+        yield f"{key}: {known} have no pictures, so that nothing would be defended"
 
 
-def _bad_model(key: str, name: str, spec: ModelSpec, root: Path) -> Iterator[str]:
+def _bad_transport(key: str, bank: BankParams) -> Iterator[str]:
+    if bank.benign_scenes * bank.masked_share * bank.transport.grid**2 < 1:
+        yield (
+            f"{key}.benign_scenes: {bank.benign_scenes} pictures of {bank.transport.grid**2} "
+            f"patches are too few to mask {bank.masked_share:g} of them; give more"
+        )
+    yield from _repeated(f"{key}.transport.scales", bank.transport.scales)
+
+
+def _bad_guardalign(params: Params, root: Path) -> Iterator[str]:
+    guard = params.guardalign
+    yield from _unknown("guardalign.clip", [guard.clip], params.concept_banks)
+    yield from _bad_calibration("guardalign.calibrate_on", guard.calibrate_on)
+    yield from _unknown("guardalign.parts_on", guard.parts_on, params.suites)
+    yield from _repeated("guardalign.parts_on", guard.parts_on)
+    yield from _repeated("guardalign.prefixes", guard.prefixes)
+    for index, prefix in enumerate(guard.prefixes):
+        key = f"guardalign.prefixes.{index}"
+        if prefix.placement == "answer" and prefix.text != prefix.text.rstrip():
+            yield (
+                f"{key}.text: {prefix.text!r} ends in a space, behind which no model begins a "
+                f"word; {prefix.text.rstrip()!r} is right for an answer"
+            )
+        yield from _bad_layers(key, prefix.layers or [], params.models, root)
+
+
+def _bad_model(key: str, name: str, path: str, root: Path) -> Iterator[str]:
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _, - and dots"
     if name == "data":
         yield f"{key}: artifacts/data holds the suites; give the model another name"
-    if spec.path != f"lab/{name}":
+    if path != f"lab/{name}":
         yield (
-            f"{key}.path: {spec.path!r} is wrong: the stages follow the files of a model in the "
+            f"{key}.path: {path!r} is wrong: the stages follow the files of a model in the "
             f"folder of its name only, {f'lab/{name}'!r}; put the model there"
         )
-    elif not (root / spec.path / "config.json").is_file():
+    elif not (root / path / "config.json").is_file():
         yield (
-            f"{key}.path: {spec.path!r} holds no config.json; put a model there as "
+            f"{key}.path: {path!r} holds no config.json; put a model there as "
             "`save_pretrained` writes it"
         )
 
@@ -435,14 +571,12 @@ def _repeated(key: str, values: Sequence[Any]) -> Iterator[str]:
 
 
 def _bad_layers(
-    key: str, variant: Variant, models: Mapping[str, ModelSpec], root: Path
+    key: str, layers: Sequence[int], models: Mapping[str, ModelSpec], root: Path
 ) -> Iterator[str]:
-    if variant.compose == "single" and len(variant.layers or []) != 1:
-        yield f"{key}.layers: {variant.layers!r} is wrong: compose 'single' takes exactly one layer"
-    yield from _repeated(f"{key}.layers", variant.layers or [])
+    yield from _repeated(f"{key}.layers", layers)
     for model, spec in models.items():
         blocks = _blocks_of(root / spec.path / "config.json")
-        outside = [n for n in variant.layers or [] if n < 0 or (blocks and n >= blocks)]
+        outside = [n for n in layers if n < 0 or (blocks and n >= blocks)]
         if outside:
             last = "..." if blocks is None else blocks - 1
             yield f"{key}.layers: {outside} are outside 0..{last}, the decoder blocks of {model}"

@@ -40,6 +40,7 @@ def _wanted(params: Params) -> list[tuple[str, str, int]]:
     anchors = {suite for defense in params.defenses.values() for suite in defense.anchors}
     anchors.update(GAP_SUITES)
     calibration = {s for defense in params.defenses.values() for s in defense.calibrate_on}
+    calibration.update(params.guardalign.calibrate_on)
 
     def drawn(suites: Iterable[str]) -> list[str]:
         return sorted({*suites, *ATTACKED.values()} - ATTACKED.keys())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.allocator import keep_freed_memory
 from hauberk.errors import BadParams, HauberkError
-from tasks.params import ModelSpec, Params, load_params
+from tasks.params import GUARDALIGN, BankParams, ModelSpec, Params, load_params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -21,6 +21,8 @@ T = TypeVar("T")
 ARTIFACTS = Path("artifacts")
 DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
+BANK = "concept_bank"
+"""Stands where the name of a defense would, for the concepts that a CLIP knows."""
 GAP = "gap"
 """Stands where the name of a defense would, for the analysis of the undefended model."""
 GAP_SUITES = ("text_image", "text_image_twin", "captions")
@@ -123,6 +125,16 @@ def bundle_folder(model: str, defense: str) -> Path:
     return ARTIFACTS / model / defense / "bundle"
 
 
+def clip_folder(clip: str, of: str) -> Path:
+    """Where the concept bank of a CLIP lies (``of`` is "bundle"), or what it was measured to do."""
+    return ARTIFACTS / clip / BANK / of
+
+
+def parts_folder(model: str) -> Path:
+    """Where the parts of GuardAlign lie as they were measured alone."""
+    return ARTIFACTS / model / GUARDALIGN / "parts"
+
+
 def evaluation_folder(model: str, defense: str) -> Path:
     """Where its evaluation lies."""
     return ARTIFACTS / model / defense / "evaluation"
@@ -141,22 +153,46 @@ def load_model(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMi
     BadParams
         If the name is unknown, or the files are missing or cannot be read.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     spec: ModelSpec | None = params.models.get(name)
     if spec is None:
         raise BadParams(f"models.{name}: unknown model; known are {', '.join(params.models)}.")
+    return _loaded(AutoModelForImageTextToText, f"models.{name}", spec, spec.dtype)
+
+
+def load_clip(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMixin]":
+    """Load a CLIP of params.yaml, in float32.
+
+    Raises
+    ------
+    BadParams
+        If the name is unknown, or the files are missing or cannot be read.
+    """
+    from transformers import AutoModel
+
+    spec = params.concept_banks.get(name)
+    if spec is None:
+        known = ", ".join(params.concept_banks)
+        raise BadParams(f"concept_banks.{name}: unknown CLIP; known are {known}.")
+    return _loaded(AutoModel, f"concept_banks.{name}", spec, "float32")
+
+
+def _loaded(
+    classes: Any, key: str, spec: ModelSpec | BankParams, dtype: str
+) -> "tuple[PreTrainedModel, ProcessorMixin]":
+    from safetensors import SafetensorError
+    from transformers import AutoProcessor
+
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            spec.path, revision=spec.revision or "main", dtype=spec.dtype
-        )
-        processor = AutoProcessor.from_pretrained(spec.path, revision=spec.revision or "main")
+        revision = spec.revision or "main"
+        model = classes.from_pretrained(spec.path, revision=revision, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(spec.path, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         # transformers has no error of its own for files that are missing, broken or unknown
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BadParams(
-            f"models.{name}.path: {spec.path!r} cannot be loaded ({why}); "
+            f"{key}.path: {spec.path!r} cannot be loaded ({why}); "
             "put config, weights, tokenizer and processor there, or correct params.yaml."
         ) from None
     return model.eval(), processor

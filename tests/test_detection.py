@@ -109,12 +109,12 @@ def test_masking_nothing_and_everything_are_measured_as_such(detector, scenes):
         found = measure_detection(detector.with_setting(threshold=threshold), scenes)
         kept = {name: value.value for name, value in found.items() if name != "auroc"}
         assert set(kept.values()) == {share}
-        assert {f"masked_{suite}" for suite in HARMFUL} < set(kept)
+        assert {f"harm_masked@{suite}" for suite in HARMFUL} < set(kept)
 
 
 def test_a_threshold_is_calibrated_on_harmless_patches_alone(detector, scenes):
     tuned = calibrated(detector, scenes.benign, share=0.2)
-    found = measure_detection(tuned, scenes)["benign_patches"]
+    found = measure_detection(tuned, scenes)["masked_benign_patches@benign"]
     assert 0.1 < found.value <= 0.2
     assert found.n == sum((labels_of(subject, 2) == 0).any() for subject in scenes.benign)
     assert found.low < found.value < found.high

@@ -141,7 +141,7 @@ def test_the_document_marks_one_row_and_says_whether_it_kept_the_bounds(tried, u
 
 
 def test_nothing_to_choose_from_is_refused():
-    with pytest.raises(ValueError, match="at least one variant"):
+    with pytest.raises(ValueError, match="at least one setting"):
         sweep([], made(), lambda _: None)
 
 

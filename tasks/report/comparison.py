@@ -50,6 +50,8 @@ class Comparison:
     """sample_id -> PNG, JPEG or WebP bytes; only samples with a picture."""
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Model -> the defense that is put forward for it."""
+    detection: Mapping[str, Row] = field(default_factory=dict)
+    """CLIP -> its detection.json, and under `rows` its metrics.json."""
     gaps: Mapping[str, Row] = field(default_factory=dict)
     """Model -> its gap.json, and under `plots` the SVG of each of its plots."""
     context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

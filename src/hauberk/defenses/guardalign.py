@@ -15,7 +15,6 @@ Source: "GuardAlign", ICLR 2026, arXiv:2602.24027; its code is not public.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +25,7 @@ from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMix
 from hauberk.bundle import Binding, Bound, Card, binding_of, check_binding, write_bundle
 from hauberk.concepts import METHOD as CONCEPT_BANK
 from hauberk.concepts import ConceptBank
-from hauberk.defenses.patch_transport import PatchTransport, TransportSetting
+from hauberk.defenses.patch_transport import PatchTransport, plain, setting_from
 from hauberk.defenses.prefix_attention import PrefixAttention, PrefixSetting
 from hauberk.errors import MissingClip, TamperedBundle
 from hauberk.requests import Request
@@ -125,8 +124,8 @@ class GuardAlign:
         extra: Mapping[str, str] = about.pop("extra_files", {})
         transport, prefix = self.transport, self.prefix
         parameters: dict[str, Any] = {
-            "transport": None if transport is None else _plain(asdict(transport.setting)),
-            "prefix": None if prefix is None else _plain(asdict(prefix.setting)),
+            "transport": None if transport is None else plain(transport.setting),
+            "prefix": None if prefix is None else asdict(prefix.setting),
         }
         if transport is not None:
             parameters |= {
@@ -164,8 +163,8 @@ class GuardAlign:
         """
         told = card.parameters
         try:
-            transport = told["transport"] and TransportSetting(**_read(told["transport"]))
-            prefix = told["prefix"] and PrefixSetting(**_read(told["prefix"]))
+            transport = told["transport"] and setting_from(told["transport"])
+            prefix = told["prefix"] and _prefix(told["prefix"])
             made_with = told["transport"] and Binding(**told["clip"])
         except (KeyError, TypeError, ValueError) as error:
             raise TamperedBundle(
@@ -211,15 +210,6 @@ def load_clip(
     return model.eval(), processor
 
 
-def _plain(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a setting as plain JSON, which knows no infinity."""
-    return {
-        name: str(value) if isinstance(value, float) and not isfinite(value) else value
-        for name, value in setting.items()
-    }
-
-
-def _read(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what :func:`_plain` wrote."""
-    listed = {n: tuple(v) if isinstance(v, list) else v for n, v in setting.items()}
-    return {n: float(v) if v in ("inf", "-inf") else v for n, v in listed.items()}
+def _prefix(told: Mapping[str, Any]) -> PrefixSetting:
+    layers = told["layers"]
+    return PrefixSetting(**{**told, "layers": None if layers is None else tuple(layers)})

@@ -19,8 +19,8 @@ Where the defaults depart from the paper, they were chosen on the lab's calibrat
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from typing import Any, Literal
 
@@ -38,8 +38,9 @@ from hauberk.errors import BadRequest
 from hauberk.requests import Request, as_rgb, mean_color
 
 __all__ = [
-    "AS_PRINTED", "Masked", "PatchTransport", "TransportSetting", "calibrate_threshold",
-    "entropy_weights", "mask_image", "patch_boxes", "patch_grid", "patch_scores", "sinkhorn",
+    "AS_PRINTED", "Masked", "PatchTransport", "Remembering", "TransportSetting", "calibrate_threshold",
+    "entropy_weights", "mask_image", "patch_boxes", "patch_grid", "patch_scores", "plain",
+    "setting_from", "sinkhorn",
 ]  # fmt: skip
 
 Fill = Literal["black", "mean"]
@@ -83,6 +84,28 @@ class TransportSetting(Transport):
                 f"max_share {self.max_share}, threshold {self.threshold}: a share between 0 and 1 "
                 "and a number are right."
             )
+
+
+def plain(setting: TransportSetting) -> dict[str, Any]:
+    """Write a setting as plain JSON, which knows no infinity."""
+    return {
+        name: str(value) if isinstance(value, float) and math.isinf(value) else value
+        for name, value in asdict(setting).items()
+    }
+
+
+def setting_from(told: Mapping[str, Any]) -> TransportSetting:
+    """Read what :func:`plain` wrote.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no setting.
+    """
+    read: dict[str, Any] = {
+        name: float(value) if value in ("inf", "-inf") else value for name, value in told.items()
+    }
+    return TransportSetting(**read)
 
 
 AS_PRINTED = TransportSetting(
@@ -196,7 +219,8 @@ class PatchTransport:
     processor : the CLIP's own
     bank : made with this CLIP
     setting : what to do
-    batch_size : patches that are encoded together, whatever pictures they are of
+    batch_size : patches that are encoded together, whatever pictures they are of; 64 are as many as
+        stay in a core's cache
     """
 
     def __init__(
@@ -206,7 +230,7 @@ class PatchTransport:
         bank: ConceptBank,
         setting: TransportSetting,
         *,
-        batch_size: int = 256,
+        batch_size: int = 64,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: {batch_size} is wrong, 1 or more is right.")
@@ -221,9 +245,7 @@ class PatchTransport:
     def with_setting(self, **changes: Any) -> "PatchTransport":
         """The same detector with other fields of its setting."""
         setting = replace(self.setting, **changes)
-        return PatchTransport(
-            self.clip, self.processor, self.bank, setting, batch_size=self.batch_size
-        )
+        return type(self)(self.clip, self.processor, self.bank, setting, batch_size=self.batch_size)
 
     def rewrite(self, request: Request) -> Request:
         """Mask every picture of a request; the same object where nothing is masked.
@@ -251,12 +273,15 @@ class PatchTransport:
         return self.setting.gate == "always_on" or after is not before
 
     def masked(self, images: Sequence[Image.Image]) -> Masked:
-        """Mask pictures; at a threshold of -inf they are not even looked at."""
+        """Mask pictures; where the threshold leaves no choice they are not even looked at."""
         setting = self.setting
+        nothing = torch.zeros(len(images), setting.grid**2, dtype=torch.bool)
         if not images or setting.threshold == -math.inf:
-            nothing = torch.zeros(len(images), setting.grid**2, dtype=torch.bool)
             return Masked(tuple(images), nothing, 0)
-        patches, spared = self._chosen(self.scores(images).cpu())
+        if setting.threshold == math.inf and setting.max_share == 1:
+            patches, spared = ~nothing, 0
+        else:
+            patches, spared = self._chosen(self.scores(images).cpu())
         black = setting.fill == "black"
         color = (0, 0, 0) if black else mean_color(self.processor)
         painted = tuple(
@@ -309,6 +334,40 @@ class PatchTransport:
         clip: Any = self.clip
         features: Tensor = clip.get_image_features(pixel_values=pixels).pooler_output
         return normalize(features.float(), dim=-1)
+
+
+class Remembering(PatchTransport):
+    """One that looks at the same pictures once, for measurements that ask again and again.
+
+    Detectors made by :meth:`with_setting` share what is remembered: features of the patches, by
+    pictures and grid.  A picture that is edited in place is not seen to have changed.
+    """
+
+    _kept: dict[tuple[int, ...], tuple[Sequence[Image.Image], Tensor]]
+
+    @classmethod
+    def of(cls, detector: PatchTransport) -> "Remembering":
+        """Give a detector a memory; one that has one keeps it."""
+        if isinstance(detector, Remembering):
+            return detector
+        clip, processor, bank = detector.clip, detector.processor, detector.bank
+        made = cls(clip, processor, bank, detector.setting, batch_size=detector.batch_size)
+        made._kept = {}
+        return made
+
+    def with_setting(self, **changes: Any) -> "Remembering":
+        """The same detector with other fields of its setting, and the same memory."""
+        other = super().with_setting(**changes)
+        assert isinstance(other, Remembering)
+        other._kept = self._kept
+        return other
+
+    def features(self, pictures: Sequence[Image.Image], grid: int) -> Tensor:
+        """Encode patches, or remember what they were encoded to."""
+        key = (grid, *map(id, pictures))
+        if key not in self._kept:  # ids of pictures are theirs as long as these are held
+            self._kept[key] = list(pictures), super().features(pictures, grid)
+        return self._kept[key][1]
 
 
 def _side(images: Any) -> tuple[int, int]:

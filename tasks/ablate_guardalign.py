@@ -1,0 +1,115 @@
+"""Stage ablate_guardalign: what each part of GuardAlign does alone, on some suites of a model.
+
+in   artifacts/MODEL/guardalign/bundle, artifacts/CLIP/concept_bank/bundle, the CLIP,
+     artifacts/data/test/*, artifacts/MODEL/adversarial, the model
+out  artifacts/MODEL/guardalign/parts/   responses.jsonl, metrics.json, card.json
+
+The rows are those of :data:`tasks.params.PARTS`.  Two of them are no parts: the literal reading of
+the paper, and pictures of which everything is masked, which no masking of some patches can beat.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from tasks.params import GUARDALIGN, PARTS, Params
+from tasks.stage import (
+    SCRATCH,
+    bundle_folder,
+    clip_folder,
+    load_model,
+    main,
+    parts_folder,
+    read_json,
+    suite_file,
+    write_json,
+    writing,
+)
+
+
+def run(params: Params, model_name: str) -> Path:
+    """Answer and judge the first test samples of each suite under every part."""
+    import shutil
+
+    from tqdm import tqdm
+
+    from hauberk.bundle import binding_of, versions
+    from hauberk.data.samples import read_suite
+    from hauberk.defenses import load
+    from hauberk.evaluation.metrics import metric_rows
+    from hauberk.evaluation.run import evaluate, write_records
+
+    told = params.guardalign
+    model, processor = load_model(params, model_name)
+    bundle = bundle_folder(model_name, GUARDALIGN)
+    guard = load(bundle, model, processor)
+    bank = read_json(clip_folder(told.clip, "bundle") / "card.json")["parameters"]
+    count = params.budget.parts
+    files = [suite_file(model_name, "test", suite) for suite in told.parts_on]
+    samples = [sample for file in files for sample in read_suite(file)[:count]]
+    scratch = SCRATCH / f"ablate_guardalign@{model_name}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    records, rows = [], []
+    total = len(PARTS) * len(samples)
+    with tqdm(total=total, desc=f"{model_name}: parts of {GUARDALIGN}") as bar:
+        for name, part in parts_of(guard, bank["as_printed"]).items():
+            answered = evaluate(
+                model,
+                processor,
+                samples,
+                part,
+                names=(model_name, name),
+                journal=scratch / f"{name}.jsonl",
+                max_new_tokens=params.evaluate.max_new_tokens,
+                batch_size=params.evaluate.batch_size,
+                progress=bar.update,
+            )
+            records += answered
+            rows += metric_rows(answered)
+    card = {
+        "model": model_name,
+        "parts": list(PARTS),
+        "binding": asdict(binding_of(model, processor)),
+        "bundle": read_json(bundle / "card.json")["card_sha256"],
+        "generation": asdict(params.evaluate),
+        "versions": versions(),
+        "responses": len(records),
+    }
+    with writing(parts_folder(model_name), card) as partial:
+        write_records(records, partial / "responses.jsonl")
+        write_json(rows, partial / "metrics.json")
+    shutil.rmtree(scratch, ignore_errors=True)
+    return parts_folder(model_name)
+
+
+def parts_of(guard: Any, as_printed: Mapping[str, Any]) -> dict[str, Any]:
+    """Take a GuardAlign apart: name -> defense, those of :data:`tasks.params.PARTS`.
+
+    ``as_printed`` is the printed score with the threshold that masks as much of harmless patches as
+    ours does: the paper's 0.42 means something at one number of patches and categories alone.  With
+    it goes the paper's prefix, calibrated by Eq. 14 as it is printed, for every request.
+    """
+    from hauberk.defenses.patch_transport import setting_from
+    from hauberk.defenses.prefix_attention import PrefixAttention, PrefixSetting
+
+    transport, prefix = guard.transport, guard.prefix
+    literal = PrefixAttention(PrefixSetting(mode="literal"), prefix.processor)
+    printed = replace(setting_from(as_printed), gate="always_on")
+    made = {
+        "transport_only": guard.with_prefix(None),
+        "prefix_only": guard.with_prefix(prefix.with_gamma(0.0)).with_transport(None),
+        "prefix_calibrated": guard.with_transport(None),
+        "guardalign_literal": guard.with_prefix(literal).with_transport(
+            transport.with_setting(**vars(printed))
+        ),
+        "all_masked": guard.with_prefix(None).with_transport(
+            transport.with_setting(threshold=inf, max_share=1.0)
+        ),
+    }
+    return {name: made[name] for name in PARTS}
+
+
+if __name__ == "__main__":
+    main("ablate_guardalign", run, "model")

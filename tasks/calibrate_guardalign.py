@@ -1,0 +1,167 @@
+"""Stage calibrate_guardalign: concept bank, calibration suites -> a GuardAlign bundle of a model.
+
+in   artifacts/CLIP/concept_bank/bundle, the CLIP, artifacts/data/calibration/*,
+     artifacts/MODEL/adversarial, the model
+out  artifacts/MODEL/guardalign/bundle/   concepts.safetensors, sweep.json (every prefix that was
+     tried, the rule, the prefix's share of the attention by layer), card.json
+
+What is masked does not depend on the prefix, so every picture is looked at once.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tasks.params import GUARDALIGN, Params
+from tasks.stage import (
+    bundle_folder,
+    clip_folder,
+    load_clip,
+    load_model,
+    main,
+    read_json,
+    spread,
+    suite_file,
+)
+
+_LOOKED_AT = 48
+"""Requests that the prefix's share of the attention is averaged over, spread over the suites."""
+
+
+def run(params: Params, model_name: str) -> Path:
+    """Choose the prefix on the calibration split, write the bundle."""
+    from tqdm import tqdm
+
+    from hauberk.bundle import binding_of, file_hash
+    from hauberk.concepts import ConceptBank
+    from hauberk.data.samples import read_suite
+    from hauberk.defenses.guardalign import GuardAlign
+    from hauberk.defenses.patch_transport import PatchTransport, setting_from
+    from hauberk.defenses.prefix_attention import PrefixAttention
+    from hauberk.evaluation.selection import measure, sweep
+
+    told = params.guardalign
+    model, processor = load_model(params, model_name)
+    clip, images = load_clip(params, told.clip)
+    bank_folder = clip_folder(told.clip, "bundle")
+    bank = ConceptBank.load(bank_folder, clip, images)
+    card = read_json(bank_folder / "card.json")
+    transport = PatchTransport(clip, images, bank, setting_from(card["parameters"]["transport"]))
+    files = {suite: suite_file(model_name, "calibration", suite) for suite in told.calibrate_on}
+    samples = [sample for file in files.values() for sample in read_suite(file)]
+    settings = _settings(told.prefixes)
+    bar = tqdm(total=2 + len(settings), desc=f"{model_name}: prefixes of {GUARDALIGN}")
+    requests = [sample.request for sample in samples]
+    seen: Any = _Once.looking_at(transport, requests)
+    bar.update()
+
+    def measured(setting: Any) -> Any:
+        defense, generation = None, params.evaluate
+        if setting is not None:
+            prefix = PrefixAttention(setting.prefix, processor)
+            defense = GuardAlign(seen.gated(setting.gate), prefix)
+        rates = measure(
+            model,
+            processor,
+            samples,
+            defense,
+            batch_size=generation.batch_size,
+            max_new_tokens=generation.max_new_tokens,
+        )
+        bar.update()
+        return rates
+
+    result = sweep(settings, measured(None), measured)
+    bar.close()
+    setting, rates = result.tried[result.chosen]
+    shares = _shares(model, processor, spread(requests, _LOOKED_AT), setting.prefix)
+    document = result.document() | {"shares": shares}
+    guard = GuardAlign(
+        transport.with_setting(gate=setting.gate),
+        PrefixAttention(setting.prefix, processor),
+        bank_hash=card["card_sha256"],
+    )
+    return guard.save(
+        bundle_folder(model_name, GUARDALIGN),
+        binding_of(model, processor),
+        data=[
+            {"id": f"calibration/{suite}", "sha256": file_hash(file)}
+            for suite, file in files.items()
+        ],
+        measurements={
+            f"calibration_{metric}": rates.pooled()[metric]
+            for metric in ("unsafe_rate", "accuracy", "over_refusal")
+        },
+        extra_files={"sweep.json": json.dumps(document, indent=1, sort_keys=True) + "\n"},
+    )
+
+
+def _settings(prefixes: Any) -> list[Any]:
+    from hauberk.defenses.prefix_attention import PrefixSetting
+    from hauberk.evaluation.selection import GuardSetting
+
+    settings = []
+    for prefix in prefixes:
+        fields = asdict(prefix)
+        gate = fields.pop("gate")
+        fields["layers"] = None if prefix.layers is None else tuple(prefix.layers)
+        settings.append(GuardSetting(PrefixSetting(**fields), gate))
+    return settings
+
+
+class _Once:
+    """A transport that has looked at some requests already; settings of it differ in the gate."""
+
+    def __init__(self, transport: Any, masked: dict[Any, Any]) -> None:
+        self.transport, self.opens_gate, self.masked = transport, transport.opens_gate, masked
+
+    @classmethod
+    def looking_at(cls, transport: Any, requests: list[Any]) -> "_Once":
+        after = transport.rewrite_all(requests)
+        return cls(transport, dict(zip(map(_key, requests), after, strict=True)))
+
+    def gated(self, gate: str) -> "_Once":
+        return _Once(self.transport.with_setting(gate=gate), self.masked)
+
+    def rewrite_all(self, requests: list[Any]) -> list[Any]:
+        after = [self.masked[_key(request)] for request in requests]
+        return [
+            request if other.images == request.images else other
+            for request, other in zip(requests, after, strict=True)
+        ]
+
+
+def _key(request: Any) -> tuple[Any, ...]:
+    return request.text, *map(id, request.images)
+
+
+def _shares(model: Any, processor: Any, requests: list[Any], prefix: Any) -> list[dict[str, Any]]:
+    """The share of the attention that lies on the prefix, by layer, with calibration and without.
+
+    Both while the same answers are read, those of the prefix without calibration.  A layer without
+    causal self-attention has none.
+    """
+    from math import isnan
+
+    from hauberk.defenses.prefix_attention import PrefixAttention, prefix_share
+    from hauberk.requests import respond
+
+    plain = PrefixAttention(prefix, processor).with_gamma(0.0)
+    said = [answer.text for answer in respond(model, processor, requests, plain)]
+    if prefix.placement == "answer":
+        said = [text.removeprefix(prefix.text) for text in said]
+    answers = [text or "." for text in said]
+    shares = [
+        prefix_share(model, processor, requests, each, answers=answers).tolist()
+        for each in (plain, plain.with_gamma(prefix.gamma))
+    ]
+    return [
+        {"layer": layer, "plain": None if isnan(before) else before,
+         "calibrated": None if isnan(after) else after}
+        for layer, (before, after) in enumerate(zip(*shares, strict=True))
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    main("calibrate_guardalign", run, "model")

@@ -1,0 +1,86 @@
+"""Stage measure_detection: how well a concept bank finds what is unsafe in pictures.
+
+in   artifacts/CLIP/concept_bank/bundle, the CLIP; scenes of the lab's test pools, where the places
+     of toxic things and words are known
+out  artifacts/CLIP/concept_bank/evaluation/   metrics.json, detection.json (scores of patches that
+     hold something toxic and of others, examples), card.json
+"""
+
+from base64 import b64encode
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from tasks.params import Params
+from tasks.stage import BANK, clip_folder, load_clip, main, read_json, write_json, writing
+
+_EXAMPLES = ("image_clutter", "image", "sd_typo", "typographic")
+"""Suites of which pictures are shown, two of each: the first ones, so that nobody chose them."""
+
+
+def run(params: Params, clip_name: str) -> Path:
+    """Rank and mask the patches of test scenes; write rows, scores and examples."""
+    from dataclasses import asdict
+
+    from hauberk.concepts import ConceptBank
+    from hauberk.defenses.patch_transport import PatchTransport, Remembering, setting_from
+    from hauberk.evaluation.detection import RANKED, Scenes, detection_table, scores_by_truth
+
+    clip, processor = load_clip(params, clip_name)
+    bundle = clip_folder(clip_name, "bundle")
+    bank = ConceptBank.load(bundle, clip, processor)
+    told = read_json(bundle / "card.json")
+    setting = setting_from(told["parameters"]["transport"])
+    detector = Remembering.of(PatchTransport(clip, processor, bank, setting))
+    scenes = Scenes.drawn(pool="test", size=params.budget.detection, seed=params.seed)
+    rows = []
+    for name, estimate in detection_table(detector, scenes).items():
+        metric, _, suite = name.partition("@")
+        of = {"model": clip_name, "defense": BANK, "suite": suite or RANKED, "metric": metric}
+        rows.append({**of, **asdict(estimate)})
+    found = {
+        "threshold": setting.threshold,
+        "grid": setting.grid,
+        "scores": scores_by_truth(detector, scenes),
+        "examples": [
+            {"suite": suite, **_example(detector, subject)}
+            for suite in _EXAMPLES
+            for subject in scenes.harmful[suite][:2]
+        ],
+    }
+    card = {
+        "clip": clip_name,
+        "bank": told["card_sha256"],
+        "pool": "test",
+        "pictures": params.budget.detection,
+        "seed": params.seed,
+    }
+    with writing(clip_folder(clip_name, "evaluation"), card) as partial:
+        write_json(rows, partial / "metrics.json")
+        write_json(found, partial / "detection.json")
+    return clip_folder(clip_name, "evaluation")
+
+
+def _example(detector: Any, subject: Any) -> dict[str, Any]:
+    """A picture, the scores of its patches, what they hold, and the picture as it is masked."""
+    from hauberk.evaluation.detection import labels_of
+
+    picture = subject.picture
+    masked = detector.masked([picture])
+    return {
+        "picture": _png(picture),
+        "masked": _png(masked.images[0]),
+        "scores": detector.scores([picture])[0].tolist(),
+        "hidden": masked.patches[0].tolist(),
+        "labels": labels_of(subject, detector.setting.grid).tolist(),
+    }
+
+
+def _png(picture: Any) -> str:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return b64encode(buffer.getvalue()).decode()
+
+
+if __name__ == "__main__":
+    main("measure_detection", run, "clip")
