@@ -77,10 +77,10 @@ class Profile:
     data: Sizes
     attack: AttackBudget
     alphas: Annotated[list[Alpha], Field(min_length=1)]
-    detection: Positive
+    detection: Positive = 150
     """Pictures a suite on which patch detection is measured."""
-    parts: Positive
-    """Samples a suite on which each part of GuardAlign is measured alone."""
+    parts: Positive = 40
+    """Samples a suite, if it has so many, on which each part of GuardAlign is measured alone."""
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,6 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
         yield f"profile: {params.profile!r} is not one of {', '.join(params.profiles)}"
     for name, profile in params.profiles.items():
         yield from _bad_budget(f"profiles.{name}", profile)
-        yield from _bad_parts(f"profiles.{name}", profile)
     yield from _bad_suites("suites", params.suites)
     yield from _bad_gap(params)
     for name, defense in params.defenses.items():
@@ -418,14 +417,6 @@ def _bad_budget(key: str, profile: Profile) -> Iterator[str]:
                 f"{key}.attack.{size}: {attacked} is wrong: pictures of drawn samples are "
                 f"attacked, and data.{size} draws {drawn} of them"
             )
-
-
-def _bad_parts(key: str, profile: Profile) -> Iterator[str]:
-    if profile.parts > profile.data.samples:
-        yield (
-            f"{key}.parts: {profile.parts} is wrong: parts are measured on drawn samples, and "
-            f"data.samples draws {profile.data.samples} of them"
-        )
 
 
 def _bad_suites(key: str, names: list[str]) -> Iterator[str]:

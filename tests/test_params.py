@@ -21,7 +21,7 @@ RIGHT = yaml.safe_load((ROOT / "params.yaml").read_text())
 @pytest.fixture
 def write(tmp_path):
     """Write a params.yaml beside a model of six decoder blocks."""
-    for spec in RIGHT["models"].values():
+    for spec in (*RIGHT["models"].values(), *RIGHT["concept_banks"].values()):
         config = tmp_path / spec["path"] / "config.json"
         config.parent.mkdir(parents=True)
         config.write_text('{"text_config": {"num_hidden_layers": 6}}')
@@ -46,6 +46,7 @@ def write(tmp_path):
 
 CMRM_KEY = ("defenses", "cmrm")
 VARIANT = (*CMRM_KEY, "variants", 0)
+BANK_KEY, PREFIX_KEY = ("concept_banks", "lab-clip"), ("guardalign", "prefixes", 0)
 MODEL, CMRM = RIGHT["models"]["lab-llava"], RIGHT["defenses"]["cmrm"]
 WRONG = [
     # an unknown key at every level
@@ -62,6 +63,10 @@ WRONG = [
     (("registry", "promotes"), {}, "registry.promotes: unknown key.*promote"),
     (("gap", "request"), 60, "gap.request: unknown key.*requests"),
     (("gate", 0, "at_mots"), 1, "gate.0: unknown key .*at_mots.*at_most"),
+    (("concept_banks", "lab-clip", "concept"), "lab", "lab-clip.concept: unknown key.*concepts"),
+    ((*BANK_KEY, "transport", "threshold"), 0.4, "transport.threshold: unknown key.*weights"),
+    (("guardalign", "prefix"), [], "guardalign.prefix: unknown key.*clip, calibrate_on, prefixes"),
+    ((*PREFIX_KEY, "gama"), 1, "guardalign.prefixes.0.gama: unknown key.*text, placement, gamma"),
     # a value of the wrong type or out of range
     (
         ("profiles", "quick", "alphas", 0),
@@ -92,6 +97,15 @@ WRONG = [
     ((*VARIANT, "compose"), "clever", "variants.0.compose: 'clever' is wrong.*naive.*single"),
     ((*VARIANT, "layers"), [2, "three"], "variants.0.layers.1: 'three' is wrong.*integer"),
     (("models", "lab-llava", "dtype"), "int8", "models.lab-llava.dtype: 'int8' is wrong.*float32"),
+    ((*BANK_KEY, "masked_share"), 1, "lab-clip.masked_share: 1 is wrong.*less than 1"),
+    ((*BANK_KEY, "benign_scenes"), 20, "benign_scenes: 20 pictures of 4 patches are too few"),
+    ((*BANK_KEY, "concepts"), "world", "lab-clip.concepts: 'world' is wrong.*'lab' or 'real'"),
+    ((*BANK_KEY, "transport", "grid"), 0, "transport.grid: 0 is wrong.*greater than or equal to 1"),
+    ((*BANK_KEY, "transport", "scales"), [1, 1], "transport.scales: 1 stands there more than"),
+    ((*PREFIX_KEY, "text"), "  ", r"prefixes.0.text: '  ' is wrong"),
+    ((*PREFIX_KEY, "gamma"), -1, "prefixes.0.gamma: -1.* is wrong.*greater than or equal to 0"),
+    ((*PREFIX_KEY, "placement"), "end", "prefixes.0.placement: 'end' is wrong.*'user' or 'answer'"),
+    ((*PREFIX_KEY, "layers"), [9], r"prefixes.0.layers: \[9\] are outside 0..5"),
     # a key that is not there
     (("seed",), KeyError, "seed: missing"),
     (("profiles", "full", "data", "anchor"), KeyError, "profiles.full.data.anchor: missing"),
@@ -110,6 +124,13 @@ WRONG = [
         ["adversarial"],
         r"cmrm.calibrate_on: \['adversarial'\] hold no benign suite",
     ),
+    ((*BANK_KEY, "path"), "lab/x", "lab-clip.path: 'lab/x' is wrong.*lab/lab-clip"),
+    (("guardalign", "clip"), "clip", "guardalign.clip: 'clip' is not one of lab-clip"),
+    (("guardalign", "calibrate_on"), ["image"], r"calibrate_on: \['image'\] hold no benign suite"),
+    (("guardalign", "parts_on"), ["image", "x"], "guardalign.parts_on: 'x' is not one of text"),
+    ((*PREFIX_KEY, "placement"), "answer", "prefixes.0.text: 'As an AI .* ends in a space"),
+    (("defenses", "guardalign"), CMRM, "defenses.guardalign: .* made by stages of its own"),
+    (("defenses", "prefix_only"), CMRM, "defenses.prefix_only: .* made by stages of its own"),
     (("defenses", "adversarial"), CMRM, "defenses.adversarial: .* holds attacked pictures"),
     (("gate", 1, "suite"), "adversarial", "gate.1.metric: 'accuracy' is not one of unsafe_rate"),
     (("suites", 0), "txt", "suites: 'txt' is not one of text, "),

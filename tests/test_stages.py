@@ -23,8 +23,19 @@ from PIL import Image
 
 from hauberk.data.samples import read_suite, write_suite
 from hauberk.errors import BadData, BadParams, HauberkError
-from tasks import analyse_gap, attack, compare, estimate_shift, evaluate, prepare_data
-from tasks.params import load_params
+from tasks import (
+    ablate_guardalign,
+    analyse_gap,
+    attack,
+    build_concept_bank,
+    calibrate_guardalign,
+    compare,
+    estimate_shift,
+    evaluate,
+    measure_detection,
+    prepare_data,
+)
+from tasks.params import PARTS, load_params
 from tasks.stage import load_model, spread, writing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +47,8 @@ SMALL = {
             "data": {"samples": 6, "calibration": 3, "anchor": 8},
             "attack": {"samples": 4, "calibration": 2, "steps": 2},
             "alphas": [1.0],
+            "detection": 6,
+            "parts": 3,
         }
     },
     "models": {"lab-llava": {"path": "lab/lab-llava", "revision": None, "dtype": "float32"}},
@@ -48,6 +61,22 @@ SMALL = {
             "alphas": [0.5, 1.0],
             "variants": [{"level": "dataset", "compose": "incremental"}],
         }
+    },
+    "concept_banks": {
+        "lab-clip": {
+            "path": "lab/lab-clip",
+            "revision": None,
+            "concepts": "lab",
+            "transport": {},
+            "benign_scenes": 30,
+            "masked_share": 0.05,
+        }
+    },
+    "guardalign": {
+        "clip": "lab-clip",
+        "calibrate_on": ["text_image", "benign_image"],
+        "prefixes": [{"text": "be safe . "}, {"text": "be safe . ", "gate": "any_masked"}],
+        "parts_on": ["text_image", "benign_image", "text"],
     },
     "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},
     "gap": {"requests": 8},
@@ -95,6 +124,7 @@ def lines(path):
 def project(root, lab_folder, **changes):
     """A root with params.yaml and the tiny model where the stages look for it."""
     shutil.copytree(lab_folder, root / "lab" / "lab-llava")
+    shutil.copytree(ROOT / "lab" / "lab-clip", root / "lab" / "lab-clip")
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | SMALL | changes
     params["gate"] = [rule for rule in params["gate"] if rule["suite"] in params["suites"]]
     (root / "params.yaml").write_text(yaml.safe_dump(params))
@@ -113,6 +143,11 @@ def done(lab_folder, tmp_path_factory):
     run(root, evaluate, "lab-llava", "none")
     run(root, analyse_gap, "lab-llava")
     run(root, evaluate, "lab-llava", "cmrm")
+    run(root, build_concept_bank, "lab-clip")
+    run(root, measure_detection, "lab-clip")
+    run(root, calibrate_guardalign, "lab-llava")
+    run(root, evaluate, "lab-llava", "guardalign")
+    run(root, ablate_guardalign, "lab-llava")
     succeed(root, "compare", env=receipts | {"DVC_STAGE": "compare@all"})
     return root
 
@@ -121,7 +156,9 @@ def done(lab_folder, tmp_path_factory):
 def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
     made = [
         "artifacts/data", *(f"artifacts/lab-llava/{of}" for of in ("adversarial", "gap")),
-        "artifacts/lab-llava/cmrm/bundle", "reports",
+        "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/guardalign/bundle",
+        "artifacts/lab-llava/guardalign/parts", "reports",
+        *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip
     for folder in made:
         card = json.loads((done / folder / "card.json").read_text())
@@ -136,14 +173,21 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
 @pytest.mark.slow
 def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
     rows = json.loads((done / "reports" / "metrics.json").read_text())
-    for defense in ("none", "cmrm"):
+    for defense in ("none", "cmrm", "guardalign"):
         responses = lines(done / f"artifacts/lab-llava/{defense}/evaluation/responses.jsonl")
         assert len({r["sample_id"] for r in responses}) == len(responses) == 22
         assert {r["defense"] for r in responses} == {defense}
         suites = {row["suite"] for row in rows if row["defense"] == defense}
         assert suites == set(SMALL["suites"])
     differences = json.loads((done / "reports" / "differences.json").read_text())
-    assert {row["defense"] for row in differences} == {"cmrm"}
+    assert {row["defense"] for row in differences} == {"cmrm", "guardalign", *PARTS}
+    for part in PARTS:
+        asked = {
+            row["suite"]: row["n"]
+            for row in rows
+            if (row["defense"], row["metric"]) == (part, "degenerate_rate")
+        }
+        assert asked == dict.fromkeys(SMALL["guardalign"]["parts_on"], 3)
     assert (done / "reports" / "index.html").stat().st_size > 1000
 
 
@@ -228,6 +272,67 @@ def test_a_defense_can_be_calibrated_on_attacked_pictures(done, tmp_path):
     data = {d["id"]: d["sha256"] for d in json.loads((folder / "card.json").read_text())["data"]}
     made = root / "artifacts/lab-llava/adversarial/calibration.parquet"
     assert data["calibration/adversarial"] == hashlib.sha256(made.read_bytes()).hexdigest()
+
+
+@pytest.mark.slow
+def test_a_guardalign_says_which_bank_and_clip_it_was_made_with_and_what_was_tried(done):
+    bank = json.loads((done / "artifacts/lab-clip/concept_bank/bundle/card.json").read_text())
+    folder = done / "artifacts/lab-llava/guardalign/bundle"
+    card = json.loads((folder / "card.json").read_text())
+    told = card["parameters"]
+    assert told["concept_bank"] == bank["card_sha256"]
+    assert told["clip"] == bank["binding"]
+    assert told["transport"]["threshold"] == bank["parameters"]["transport"]["threshold"]
+    assert 0 < bank["measurements"]["calibration_masked_transport"] <= 0.05
+    sweep = json.loads((folder / "sweep.json").read_text())
+    assert [row["gate"] for row in sweep["rows"]] == ["always_on", "any_masked"]
+    assert sum(row["chosen"] for row in sweep["rows"]) == 1
+    assert {"transport", "prefix"} <= told.keys()
+    assert told["prefix"]["text"] == sweep["chosen"]["text"] == "be safe . "
+    assert {d["id"] for d in card["data"]} == {"calibration/text_image", "calibration/benign_image"}
+    shares = sweep["shares"]
+    assert [row["layer"] for row in shares] == [0, 1, 2, 3]
+    calibrated = {1, 2}  # round(.28 * 4) to round(.44 * 4)
+    for row in shares:
+        assert 0 < row["plain"] < 1
+        assert row["calibrated"] >= row["plain"] or row["layer"] not in calibrated
+
+
+@pytest.mark.slow
+def test_a_part_answers_as_it_does_in_the_library(done):
+    import hauberk
+
+    answers = lines(done / "artifacts/lab-llava/guardalign/parts/responses.jsonl")
+    of = {(row["defense"], row["sample_id"]): row["response"] for row in answers}
+    with contextlib.chdir(done):
+        model, processor = load_model(load_params(), "lab-llava")
+        guard = hauberk.load("artifacts/lab-llava/guardalign/bundle", model, processor)
+    samples = read_suite(done / "artifacts/data/test/text_image.parquet")[:3]
+    requests = [sample.request for sample in samples]
+    for name, defense in {
+        "transport_only": guard.with_prefix(None), "prefix_calibrated": guard.with_transport(None),
+    }.items():  # fmt: skip
+        said = hauberk.respond(model, processor, requests, defense, max_new_tokens=4)
+        assert [one.text for one in said] == [of[name, sample.sample_id] for sample in samples]
+    hidden = guard.with_transport(guard.transport.with_setting(threshold=float("inf")))
+    assert all(not image.getextrema()[0][1] for request in requests
+               for image in hidden.rewrite(request).images)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_detection_has_every_row_with_its_interval_and_shows_masked_pictures(done):
+    folder = done / "artifacts/lab-clip/concept_bank/evaluation"
+    rows = json.loads((folder / "metrics.json").read_text())
+    assert {row["metric"] for row in rows} >= {
+        "auroc", "auroc_max_cosine", "auroc_entropy", "auroc_as_printed", "masked_benign_patches",
+    }  # fmt: skip
+    assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
+    assert json.loads((done / "reports/detection.json").read_text()) == rows
+    found = json.loads((folder / "detection.json").read_text())
+    for example in found["examples"]:
+        hidden = [score <= found["threshold"] for score in example["scores"]]
+        assert hidden == example["hidden"]
+        assert (example["picture"] == example["masked"]) == (not any(hidden))
 
 
 @pytest.mark.slow
@@ -357,8 +462,9 @@ def timeless(record):
 
 def small(write_to, **changes):
     """Parameters, with changes of top-level sections."""
-    (write_to / "lab" / "lab-llava").mkdir(parents=True, exist_ok=True)
-    (write_to / "lab" / "lab-llava" / "config.json").write_text("{}")
+    for name in ("lab-llava", "lab-clip"):
+        (write_to / "lab" / name).mkdir(parents=True, exist_ok=True)
+        (write_to / "lab" / name / "config.json").write_text("{}")
     one = {name: SMALL[name] for name in ("models", "registry")}
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | one | changes
     path = write_to / "params.yaml"
@@ -487,6 +593,10 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
         (("attack",), "python -m tasks.attack MODEL"),
         (("estimate_shift", "lab-llava"), "python -m tasks.estimate_shift MODEL DEFENSE"),
         (("analyse_gap",), "python -m tasks.analyse_gap MODEL"),
+        (("build_concept_bank",), "python -m tasks.build_concept_bank CLIP"),
+        (("measure_detection",), "python -m tasks.measure_detection CLIP"),
+        (("calibrate_guardalign",), "python -m tasks.calibrate_guardalign MODEL"),
+        (("ablate_guardalign",), "python -m tasks.ablate_guardalign MODEL"),
         (("evaluate",), "python -m tasks.evaluate MODEL DEFENSE"),
         (("compare", "a", "b"), "python -m tasks.compare"),
     ],
@@ -505,6 +615,9 @@ def test_wrong_arguments_are_status_2_with_the_usage(tmp_path, arguments, usage)
         ((estimate_shift, "lab-llava", "cmrm"), "no such suite; run the stage that writes it"),
         ((analyse_gap, "lab-llava"), r"none/evaluation/card\.json does not exist.*`dvc repro`"),
         ((evaluate, "lab-llava", "cmrm"), r"expected a card\.json"),
+        ((measure_detection, "lab-clip"), r"expected a card\.json"),
+        ((calibrate_guardalign, "lab-llava"), r"expected a card\.json"),
+        ((ablate_guardalign, "lab-llava"), r"expected a card\.json"),
         ((compare,), "run the stage that writes it: `dvc repro`"),
     ],
 )

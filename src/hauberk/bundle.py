@@ -355,13 +355,14 @@ class PyfuncDefense:
     """A promoted defense behind ``mlflow.pyfunc.load_model``: base model and defense together.
 
     The base model's weights are not in the registry; it is loaded from where the bundle's card
-    says, or from ``model_path``, and kept until another path is asked for.
+    says, or from ``model_path``, and kept until another path is asked for.  So is the CLIP that
+    some defenses look at pictures with, or ``clip_path``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.card = read_card(folder)
         self._loaded: tuple[Any, Any, Any] | None = None
-        self._source: str | None = None
+        self._source: tuple[str, str | None] | None = None
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
         """Answer rows with columns ``prompt`` and, optionally, ``image`` (base64).
@@ -375,7 +376,7 @@ class PyfuncDefense:
         import importlib
 
         requests = importlib.import_module("hauberk.requests")
-        known = {"model_path", "max_new_tokens"}
+        known = {"model_path", "clip_path", "max_new_tokens"}
         params = dict(params or {})
         if unknown := sorted(set(params) - known):
             raise ValueError(f"unknown params {unknown}; known are {sorted(known)}.")
@@ -385,24 +386,24 @@ class PyfuncDefense:
             requests.Request(_prompt(index, row["prompt"]), _decoded(index, row.get("image")))
             for index, row in enumerate(model_input.to_dict("records"))
         ]
-        model, processor, defense = self._load(params.get("model_path"))
+        model, processor, defense = self._load(params.get("model_path"), params.get("clip_path"))
         limit = int(params.get("max_new_tokens", 64))
         answers = requests.respond(model, processor, asked, defense, max_new_tokens=limit)
         return [answer.text for answer in answers]
 
-    def _load(self, model_path: str | None) -> tuple[Any, Any, Any]:
-        source = model_path or self.card.binding.model
+    def _load(self, model_path: str | None, clip_path: str | None) -> tuple[Any, Any, Any]:
+        source = model_path or self.card.binding.model, clip_path
         if self._loaded is None or self._source != source:
             import importlib
 
             from transformers import AutoModelForImageTextToText, AutoProcessor
 
             self._loaded = None  # there may be no memory for two
-            revision = self.card.binding.revision
-            model = AutoModelForImageTextToText.from_pretrained(source, revision=revision).eval()
-            processor = AutoProcessor.from_pretrained(source, revision=revision)
+            place, revision = source[0], self.card.binding.revision
+            model = AutoModelForImageTextToText.from_pretrained(place, revision=revision).eval()
+            processor = AutoProcessor.from_pretrained(place, revision=revision)
             defense = importlib.import_module("hauberk.defenses").load(
-                self.folder, model, processor
+                self.folder, model, processor, clip=clip_path
             )
             self._loaded, self._source = (model, processor, defense), source
         return self._loaded

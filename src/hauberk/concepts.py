@@ -9,6 +9,7 @@ patch of bare ground does, and only another word for the same patch tells the tw
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class ConceptBank:
 
     def __post_init__(self) -> None:
         _check_names(self.categories, self.reference, self.templates)
+        if not (isfinite(self.logit_scale) and self.logit_scale > 0):
+            raise ValueError(f"logit_scale {self.logit_scale} is wrong, more than 0 is right.")
         width = self.features.shape[-1]
         _check_rows("features", self.features, (len(self.categories), len(self.templates), width))
         if self.reference or self.reference_features is not None:

@@ -462,6 +462,7 @@ def _rewritten(
     defense: SupportsDefense, requests: Sequence[Request], indices: Sequence[int]
 ) -> Sequence[Request]:
     """Let a defense change requests, all at once if it can; one that it cannot read is named."""
+    _read_pictures(requests, indices)
     if together := getattr(defense, "rewrite_all", None):
         try:
             rewritten: list[Request] = together(requests)
@@ -475,6 +476,19 @@ def _rewritten(
         except BadRequest as error:
             raise BadRequest(f"request {index}: {error}") from error
     return found
+
+
+def _read_pictures(requests: Sequence[Request], indices: Sequence[int]) -> None:
+    """Read lazily opened files here: at a second attempt, Pillow takes half of some for whole."""
+    for index, request in zip(indices, requests, strict=True):
+        for number, image in enumerate(request.images):
+            try:
+                image.load()
+            except Exception as error:  # Pillow has no error of its own for what it cannot read
+                raise BadRequest(
+                    f"request {index}: picture {number}: its file cannot be read ({error!r}); "
+                    "load it again, whole."
+                ) from None
 
 
 def _encode(

@@ -32,10 +32,19 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
         "prepare_data",
         *(
             f"{stage}@{model}"
-            for stage in ("attack", "evaluate_undefended", "analyse_gap")
+            for stage in (
+                "attack",
+                "evaluate_undefended",
+                "analyse_gap",
+                "calibrate_guardalign",
+                "evaluate_guardalign",
+                "ablate_guardalign",
+            )
             for model in params["models"]
         ),
         *(f"{stage}@{pair}" for stage in ("estimate_shift", "evaluate") for pair in pairs),
+        "build_concept_bank@lab-clip",
+        "measure_detection@lab-clip",
     }
     assert set(graph.stages["compare"].upstream) == needed
     graph.close()

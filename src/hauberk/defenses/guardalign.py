@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModel, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from hauberk.bundle import Binding, Bound, Card, binding_of, check_binding, write_bundle
@@ -163,19 +162,33 @@ class GuardAlign:
         """
         told = card.parameters
         try:
-            transport = told["transport"] and setting_from(told["transport"])
-            prefix = told["prefix"] and _prefix(told["prefix"])
-            made_with = told["transport"] and Binding(**told["clip"])
-        except (KeyError, TypeError, ValueError) as error:
+            masking, saying = told["transport"], told["prefix"]
+            if masking is None and saying is None:
+                raise ValueError("neither transport nor prefix")
+            prefix = None if saying is None else _prefix(saying)
+            transport = None
+            if masking is not None:
+                transport = setting_from(masking), told["concepts"], Binding(**told["clip"])
+                if transport[0].score == "log_odds" and not told["concepts"]["reference"]:
+                    raise ValueError("score 'log_odds' without reference concepts")
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise TamperedBundle(
                 f"{home}: its card holds no settings of {cls.method} ({error!r}); build it again."
             ) from None
         masks = None
         if transport:
-            bank = ConceptBank.read(home, told["concepts"])
+            setting, concepts, made_with = transport
+            bank = ConceptBank.read(home, concepts)
             encoder, images = load_clip(made_with, clip)
             check_binding(replace(card, method=CONCEPT_BANK, binding=made_with), encoder, images)
-            masks = PatchTransport(encoder.to(model.device), images, bank, transport)  # type: ignore[arg-type]
+            config: Any = encoder.config
+            width = getattr(config, "projection_dim", None) or config.text_config.projection_size
+            if bank.features.shape[-1] != width:
+                raise TamperedBundle(
+                    f"{home}: its concepts have {bank.features.shape[-1]} numbers each, the CLIP "
+                    f"makes {width}; build it again."
+                )
+            masks = PatchTransport(encoder.to(model.device), images, bank, setting)  # type: ignore[arg-type]
         guard = cls(
             masks,
             PrefixAttention(prefix, processor) if prefix else None,
@@ -200,7 +213,7 @@ def load_clip(
     try:
         model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(source, revision=revision)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
         # transformers has no error of its own for files that are missing, broken or unknown
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise MissingClip(

@@ -33,14 +33,20 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.concepts import ConceptBank
-from hauberk.defenses.transport import Transport, entropy_weights, patch_scores, sinkhorn
+from hauberk.defenses.transport import (
+    Transport,
+    check_words,
+    entropy_weights,
+    patch_scores,
+    sinkhorn,
+)
 from hauberk.errors import BadRequest
 from hauberk.requests import Request, as_rgb, mean_color
 
 __all__ = [
-    "AS_PRINTED", "Masked", "PatchTransport", "Remembering", "TransportSetting", "calibrate_threshold",
-    "entropy_weights", "mask_image", "patch_boxes", "patch_grid", "patch_scores", "plain",
-    "setting_from", "sinkhorn",
+    "AS_PRINTED", "Masked", "PatchTransport", "Remembering", "TransportSetting",
+    "calibrate_threshold", "entropy_weights", "mask_image", "patch_boxes", "patch_grid",
+    "patch_scores", "plain", "setting_from", "sinkhorn",
 ]  # fmt: skip
 
 Fill = Literal["black", "mean"]
@@ -77,7 +83,9 @@ class TransportSetting(Transport):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "scales", tuple(self.scales))
-        if min((self.grid, *self.scales)) < 1:
+        check_words(self, fill=Fill, gate=Gate)
+        sides = self.grid, *self.scales
+        if not all(isinstance(side, int) for side in sides) or min(sides) < 1:
             raise ValueError(f"grid {self.grid}, scales {self.scales}: 1 or more is right.")
         if not 0 <= self.max_share <= 1 or math.isnan(self.threshold):
             raise ValueError(
@@ -182,9 +190,9 @@ def _readable(image: Image.Image, index: int) -> Image.Image:
         rgb.load()  # Pillow reads a file's pixels only here
     except BadRequest as error:
         raise BadRequest(f"picture {index}: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow has no error of its own for what it cannot read
         raise BadRequest(
-            f"picture {index}: its file cannot be read ({error}); load it again, whole."
+            f"picture {index}: its file cannot be read ({error!r}); load it again, whole."
         ) from None
     if not min(rgb.size):
         raise BadRequest(f"picture {index}: {rgb.size} pixels are none; give one at least.")

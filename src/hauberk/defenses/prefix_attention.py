@@ -75,7 +75,7 @@ class PrefixSetting:
                 raise ValueError(f"{name}: {value!r} is not one of {', '.join(known)}.")
         if not (isfinite(self.gamma) and self.gamma >= 0):
             raise ValueError(f"gamma: {self.gamma} is wrong, 0 or more is right.")
-        if not self.text.strip():
+        if not isinstance(self.text, str) or not self.text.strip():
             raise ValueError(f"text: {self.text!r} has no words; give the prefix.")
         if self.placement == "answer" and self.text != self.text.rstrip():
             raise ValueError(
@@ -84,7 +84,7 @@ class PrefixSetting:
             )
         layers = self.layers
         repeated = sorted({layer for layer in layers or () if (layers or ()).count(layer) > 1})
-        if repeated or layers == ():
+        if repeated or layers == () or not all(isinstance(n, int) for n in layers or ()):
             raise ValueError(f"layers: {layers} is wrong, one or more, each once, is right.")
 
     def chosen_layers(self, blocks: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ cosine alone, 88 % in a balanced joint problem with harmless concepts, 97 % with
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -66,6 +66,9 @@ class Transport:
     precision: Precision = "float32"
 
     def __post_init__(self) -> None:
+        check_words(
+            self, weights=Weights, problem=Problem, score=Score, solver=Solver, precision=Precision
+        )
         if not self.epsilon > 0 or not self.column_penalty >= 0 or self.iterations < 1:
             raise ValueError(
                 f"epsilon {self.epsilon}, column_penalty {self.column_penalty}, iterations "
@@ -75,6 +78,15 @@ class Transport:
             raise ValueError(
                 f"solver 'pot' solves balanced problems, column_penalty is {self.column_penalty}; "
                 "set it to inf, or take solver 'bmm'."
+            )
+
+
+def check_words(setting: Any, **kinds: Any) -> None:
+    """Raise ValueError, naming the field, where one is none of the words of its kind."""
+    for name, kind in kinds.items():
+        if getattr(setting, name) not in get_args(kind):
+            raise ValueError(
+                f"{name}: {getattr(setting, name)!r} is not one of {', '.join(get_args(kind))}."
             )
 
 
