@@ -5,7 +5,7 @@ in   artifacts/MODEL/guardalign/bundle, artifacts/CLIP/concept_bank/bundle, the 
 out  artifacts/MODEL/guardalign/parts/   responses.jsonl, metrics.json, card.json
 
 The rows are those of :data:`tasks.params.PARTS`.  Two of them are no parts: the literal reading of
-the paper, and pictures of which everything is masked, which no masking of some patches can beat.
+the paper, and pictures of which everything is masked: no masking can hide more of them.
 """
 
 from collections.abc import Mapping

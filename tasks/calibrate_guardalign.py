@@ -157,7 +157,7 @@ def _shares(model: Any, processor: Any, requests: list[Any], prefix: Any) -> lis
         for each in (plain, plain.with_gamma(prefix.gamma))
     ]
     return [
-        {"layer": layer, "plain": None if isnan(before) else before,
+        {"layer": layer, "n": len(requests), "plain": None if isnan(before) else before,
          "calibrated": None if isnan(after) else after}
         for layer, (before, after) in enumerate(zip(*shares, strict=True))
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 from hauberk import UNDEFENDED
 from hauberk.evaluation.judges import ENDS
+from tasks.params import PARTS
 from tasks.report.channels import ALL, CHANNELS, pooled, suite_order
 
 Row = Mapping[str, Any]
@@ -62,11 +63,15 @@ class Comparison:
         """The models in order of appearance."""
         return _unique(row["model"] for row in self.metrics)
 
-    def defenses(self, model: str) -> list[str]:
-        """Undefended first, then the defense put forward, then the others as they appear."""
+    def defenses(self, model: str, *, parts: bool = False) -> list[str]:
+        """Undefended first, then the defense put forward, then the others as they appear.
+
+        The parts of a defense are measured to explain it, so only what asks for them gets them.
+        """
         names = _unique(row["defense"] for row in self.metrics if row["model"] == model)
         first = (UNDEFENDED, self.chosen.get(model))
-        return sorted(names, key=lambda name: first.index(name) if name in first else len(first))
+        whole = [name for name in names if parts or name not in PARTS]
+        return sorted(whole, key=lambda name: first.index(name) if name in first else len(first))
 
     def suites(self, model: str, metric: str | None = None) -> list[str]:
         """Return the suites of a model, all or those with a metric, in their fixed order."""

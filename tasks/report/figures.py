@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.report.comparison import Comparison, Row, number
 from tasks.report.plots import plot_alpha, plot_layers, plot_trade_off
-from tasks.report.sweeps import KIND, SETTING, bounds_of, by_suite, every_setting
+from tasks.report.sweeps import (
+    KIND,
+    PREFIX,
+    SETTING,
+    bounds_of,
+    by_suite,
+    every_shift,
+    is_prefix,
+    shift_sweeps,
+)
 from tasks.report.theme import drawing, svg
 from tasks.report.words import amount, interval
 
@@ -32,18 +41,33 @@ def figures(comparison: Comparison, model: str) -> list[Figure]:
     with drawing():
         drawn = [*_alphas(comparison, model), *_overall(comparison, model)]
         return [
-            Figure(_file_name(name), title, caption, alt, svg(drawing_))
+            Figure(file_name(name), title, caption, alt, svg(drawing_))
             for name, title, caption, alt, drawing_ in drawn
             if drawing_ is not None
         ]
 
 
 def setting(row: Row) -> str:
-    """Write a setting in words: alpha and what else it has."""
+    """Write a setting in words: alpha, or a prefix, and what else it has."""
+    if is_prefix(row):
+        text, placement, gamma, *rest = setting_cells(row).values()
+        return f"{text}, {placement}, γ {gamma}, {', '.join(rest[:-1])}, layers {rest[-1]}"
     parts = [f"α {row['alpha']:g}"] if number(row.get("alpha")) is not None else []
     parts += [str(row[name]) for name in KIND if row.get(name) is not None]
     rest = [f"{name} {brief(row[name])}" for name in SETTING if name not in KIND and name in row]
     return ", ".join([*parts, *rest])
+
+
+def setting_cells(row: Row) -> dict[str, str]:
+    """Write a setting as the cells of a table: the head of each column -> what stands there."""
+    if not is_prefix(row):
+        return {"Setting": setting(row), "α": str(row.get("alpha", ""))}
+    told = {
+        **row,
+        "text": f"“{row['text']}”",  # where it ends in a space, that matters
+        "layers": "middle" if row["layers"] is None else row["layers"],
+    }
+    return {title: brief(told[name]) for name, title in PREFIX.items()}
 
 
 def brief(value: object) -> str:
@@ -80,9 +104,7 @@ def rates(row: Row) -> str:
 
 
 def _alphas(comparison: Comparison, model: str) -> Iterator[tuple[Any, ...]]:
-    for (owner, defense), sweep in comparison.sweeps.items():
-        if owner != model:
-            continue
+    for defense, sweep in shift_sweeps(comparison, model).items():
         split = sweep.get("split", "calibration")
         chosen = [measured_setting(row) for row in sweep["rows"] if row.get("chosen")]
         caption = (
@@ -101,14 +123,14 @@ def _alphas(comparison: Comparison, model: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _overall(comparison: Comparison, model: str) -> Iterator[tuple[str, str, str, str, Any]]:
-    settings = every_setting(comparison, model)
+    settings = every_shift(comparison, model)
     trade_off: Drawing | None = plot_trade_off(comparison, model)
     yield (
         f"trade-off.{model}",
         "The whole trade-off",
-        "Every setting that was tried: α, compose, layers, level. The ring is what was chosen, the "
+        "Every shift that was tried: α, compose, layers, level. The ring is what was chosen, the "
         "cross is undefended. The numbers of samples and the intervals are in the table below.",
-        f"Two scatter plots of {len(settings)} settings on {model}: unsafe answers against exact "
+        f"Two scatter plots of {len(settings)} shifts on {model}: unsafe answers against exact "
         "answers to benign questions, and against over-refusal. "
         "Every number is in the table below.",
         trade_off,
@@ -136,5 +158,6 @@ def _layers_in_words(comparison: Comparison, model: str) -> str:
     return "; ".join(parts) or "no displacement measured"
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """Make a name one that every file system takes."""
     return re.sub(r"[^\w.+-]", "-", name)

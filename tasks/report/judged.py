@@ -55,17 +55,19 @@ def judged(comparison: Comparison, model: str) -> Judged:
 
 
 def _disagreements(comparison: Comparison, model: str) -> tuple[list[str], list[Disagreement]]:
+    order = {name: place for place, name in enumerate(comparison.defenses(model))}
     found = [
         row
         for row in comparison.responses
-        if row["model"] == model and row.get("outcome_keyword") is not None
+        if row["model"] == model
+        and row["defense"] in order
+        and row.get("outcome_keyword") is not None
     ]
     outcomes = sorted({row["outcome_keyword"] for row in found})
     counts: dict[tuple[str, str, str], Counter[str]] = {}
     for row in found:
         key = (row["defense"], row["expected"], row["outcome"])
         counts.setdefault(key, Counter())[row["outcome_keyword"]] += 1
-    order = {name: place for place, name in enumerate(comparison.defenses(model))}
     rows = [
         Disagreement(
             *key,
@@ -73,9 +75,7 @@ def _disagreements(comparison: Comparison, model: str) -> tuple[list[str], list[
             n=said.total(),
             agree=said[key[2]],
         )
-        for key, said in sorted(
-            counts.items(), key=lambda item: (order.get(item[0][0], len(order)), item[0][1:])
-        )
+        for key, said in sorted(counts.items(), key=lambda item: (order[item[0][0]], item[0][1:]))
     ]
     return outcomes, rows
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from tasks.report.comparison import Comparison, Row, number
-from tasks.report.sweeps import Line, bounds_of, every_setting, kind_of, lines, look_of
+from tasks.report.sweeps import Line, bounds_of, every_shift, kind_of, lines, look_of, shift_sweeps
 from tasks.report.theme import INK, MUTED, PAPER, as_percent, look, panels
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def plot_alpha(sweep: Row) -> "Figure | None":
 
 
 def plot_trade_off(comparison: Comparison, model: str) -> "Figure | None":
-    """Draw every setting of every sweep by its utility and its unsafe rate."""
+    """Draw every shift that was tried by its utility and its unsafe rate."""
     rows = [
         row
-        for row in every_setting(comparison, model)
+        for row in every_shift(comparison, model)
         if number(row.get("accuracy")) is not None and number(row.get("unsafe_rate")) is not None
     ]
     if not rows:
@@ -56,7 +56,7 @@ def plot_trade_off(comparison: Comparison, model: str) -> "Figure | None":
         for row in rows:
             if row.get("chosen") and number(row.get(metric)) is not None:
                 _ring(axis, row[metric], row["unsafe_rate"])
-        for sweep in (s for (owner, _), s in comparison.sweeps.items() if owner == model):
+        for sweep in shift_sweeps(comparison, model).values():
             _start(axis, sweep.get("undefended", {}), metric)
         axis.set(xlabel=label, ylabel="unsafe answers")
         as_percent(axis, "xy")

@@ -11,8 +11,9 @@ from hauberk import UNDEFENDED
 from tasks.report import tables, words
 from tasks.report.channels import ALL, channel_of, mirrors, suite_order
 from tasks.report.comparison import Comparison
-from tasks.report.figures import Figure, figures, measured_setting, rates, setting
+from tasks.report.figures import Figure, figures, measured_setting, rates, setting_cells
 from tasks.report.gap import gaps
+from tasks.report.guardalign import ATTACKS, COSTS, MASKED, attended, parts, seen
 from tasks.report.judged import judged
 from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import bounds_of, by_suite
@@ -53,7 +54,12 @@ def render_report(comparison: Comparison, out: Path) -> Path:
     content = _content(comparison, plots)
     page = _environment().get_template("page.html.j2").render(content)
     (out / "plots").mkdir(parents=True, exist_ok=True)
-    drawn = [*plots.values(), *(gap.figures for gap in content["gaps"].values())]
+    drawn = [
+        *plots.values(),
+        *(gap.figures for gap in content["gaps"].values()),
+        *(found.figures for found in content["seen"].values()),
+        [found.figure for found in content["attended"].values()],
+    ]
     for figure in chain.from_iterable(drawn):
         (out / "plots" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
     index = out / "index.html"
@@ -91,6 +97,12 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "others": {model: tables.others(comparison, model) for model in comparison.models},
         "plots": plots,
         "gaps": gaps(comparison),
+        "seen": seen(comparison),
+        "attended": attended(comparison),
+        "masked_columns": list(MASKED),
+        "parts": parts(comparison),
+        "parts_attacks": ATTACKS,
+        "parts_costs": COSTS,
         "sweeps": comparison.sweeps,
         "judges": {model: judged(comparison, model) for model in comparison.models},
         "samples": samples,
@@ -130,10 +142,11 @@ def _environment() -> "Environment":
         full=words.full,
         mirrors=mirrors,
         rates=rates,
-        setting=setting,
+        setting_cells=setting_cells,
         measured_setting=measured_setting,
         bounds_of=bounds_of,
         by_suite=by_suite,
+        picture_uri=_picture,
         svg_uri=lambda text: _data_uri("image/svg+xml", text.encode()),
     )
     return environment

@@ -13,6 +13,11 @@ COMPOSES = ("incremental", "naive", "single")
 """The ones that are known keep their colour in every plot."""
 SETTING = ("level", "compose", "estimator", "position", "steps", "layers", "blank")
 """What makes a line; alpha runs along it."""
+PREFIX = {
+    "text": "Prefix", "placement": "Placement", "gamma": "γ", "gate": "Gate", "mode": "Mode",
+    "layers": "Layers",
+}  # fmt: skip
+"""What a sweep of prefixes varies in place of these, and how its table calls it."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +67,25 @@ def lines(rows: Sequence[Row], start: Row | None = None) -> list[Line]:
     return found
 
 
-def every_setting(comparison: Comparison, model: str) -> list[dict[str, Any]]:
-    """Return the rows of all sweeps of a model, each with the defense that it belongs to."""
+def is_prefix(row: Row) -> bool:
+    """Whether a setting is that of a prefix, which has no alpha."""
+    return "gamma" in row
+
+
+def shift_sweeps(comparison: Comparison, model: str) -> dict[str, Row]:
+    """Return the sweeps of a model that have an alpha: defense -> sweep.json."""
+    return {
+        defense: sweep
+        for (owner, defense), sweep in comparison.sweeps.items()
+        if owner == model and not any(map(is_prefix, sweep["rows"]))
+    }
+
+
+def every_shift(comparison: Comparison, model: str) -> list[dict[str, Any]]:
+    """Return the rows of these, each with the defense that it belongs to."""
     return [
         {"defense": defense, **row}
-        for (owner, defense), sweep in comparison.sweeps.items()
-        if owner == model
+        for defense, sweep in shift_sweeps(comparison, model).items()
         for row in sweep["rows"]
     ]
 

@@ -172,7 +172,7 @@ def measured(comparison: Comparison, model: str) -> list[MeasuredRow]:
     """Return a row for every suite and defense of a model of which anything is known."""
     rows = []
     for suite in comparison.suites(model):
-        for defense in comparison.defenses(model):
+        for defense in comparison.defenses(model, parts=True):
             cells = {name: comparison.cell(model, defense, suite, name) for name in COLUMNS}
             if not any(cells.values()):
                 continue

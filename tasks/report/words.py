@@ -10,7 +10,9 @@ SPACE = "\N{NARROW NO-BREAK SPACE}"
 BREAKLESS = "\N{NO-BREAK SPACE}"
 
 SECONDS = ("seconds", "latency")
-"""A metric whose name holds one of these is a time; every other one is a proportion."""
+"""A metric whose name holds one of these is a time."""
+AREA = "auroc"
+"""One that begins so is an area under a curve; every other one is a proportion."""
 
 
 def is_time(metric: str) -> bool:
@@ -22,14 +24,15 @@ def amount(value: float | None, metric: str) -> str:
     """Write a measurement with its unit."""
     if value is None:
         return MISSING
-    return f"{value:.3g}{SPACE}s" if is_time(metric) else f"{100 * value:.1f}{SPACE}%"
+    scale, form, unit = _written(metric)
+    return f"{scale * value:{form}}{unit}"
 
 
 def interval(low: float | None, high: float | None, metric: str) -> str:
     """Write an interval without its unit, or nothing where there is none."""
     if low is None or high is None:
         return ""
-    scale, form = (1, ".3g") if is_time(metric) else (100, ".1f")
+    scale, form, _ = _written(metric)
     return f"{_signed(scale * low, form)}{BREAKLESS}to{BREAKLESS}{_signed(scale * high, form)}"
 
 
@@ -93,6 +96,13 @@ def listed(names: Iterable[str]) -> str:
     """Write names in a row: "a, b and c"."""
     *first, last = [*names] or [""]
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def _written(metric: str) -> tuple[int, str, str]:
+    """How a metric is written: times what, with which digits, in which unit."""
+    if is_time(metric):
+        return 1, ".3g", f"{SPACE}s"
+    return (1, ".3f", "") if metric.startswith(AREA) else (100, ".1f", f"{SPACE}%")
 
 
 def _signed(value: float, form: str) -> str:

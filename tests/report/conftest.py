@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from tasks.report import Comparison, render_report
-from tests.report.made_up import MODELS, comparison
+from tests.report.made_up import GUARDED, GUARDED_WRONG, MODELS, comparison
 from tests.report.reading import Page
 
 
 @pytest.fixture(scope="session")
 def results() -> Comparison:
-    return comparison(models=MODELS)
+    return comparison(MODELS, GUARDED, GUARDED_WRONG)
 
 
 @pytest.fixture(scope="session")

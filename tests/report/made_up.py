@@ -1,6 +1,7 @@
 """A comparison as the stages would write it, made up from a seed: shaped like real results."""
 
 import random
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ from hauberk.evaluation.metrics import (
     metric_rows,
 )
 from hauberk.evaluation.run import Record
+from tasks.params import PARTS
 from tasks.report import Comparison
 from tasks.report.channels import channel_of
 
@@ -38,7 +40,25 @@ HARMLESS = (
     "counting", "reading", "lookalike", "lookalike_words",
 )  # fmt: skip
 WRONG = {"none": 0.01, "cmrm": 0.012, "cmrm_naive": 0.55}
+_PREFIX = {"text": 0.01, "text_told": 0.01, **dict.fromkeys(_BESIDE, 0.5),
+           **dict.fromkeys(_SHOWN, 0.85), "adversarial": 0.6}  # fmt: skip
+_MASKING = _PREFIX | dict.fromkeys(_SHOWN, 0.3)
+GUARDED = UNSAFE | {
+    "guardalign": _MASKING, "transport_only": _MASKING, "prefix_only": _PREFIX,
+    "prefix_calibrated": _PREFIX, "guardalign_literal": _PREFIX,
+    "all_masked": _PREFIX | dict.fromkeys(_SHOWN, 0.02),
+}  # fmt: skip
+"""The same with GuardAlign and its parts."""
+GUARDED_WRONG = WRONG | {"guardalign": 0.2, **dict.fromkeys(PARTS, 0.25)}
+_EVASIVE = {"guardalign": 0.9, "transport_only": 0.9, "all_masked": 1.0}
+"""Defense -> of answers that do no harm, those that are beside the point."""
 COUNT = 80
+PART_COUNT = 30
+PART_SUITES = (
+    "text_image", "image", "image_clutter", "sd_typo", "typographic", "benign_image", "image_twin",
+    "lookalike",
+)  # fmt: skip
+"""Parts are measured on the first samples of some suites."""
 
 
 def comparison(
@@ -59,10 +79,14 @@ def comparison(
         for suite in (*unsafe["none"], *harmless):
             for index in range(COUNT):
                 for record in _answers(dice, model, suite, index, unsafe, wrong, tired):
+                    few = suite in PART_SUITES and index < PART_COUNT
+                    if record.defense in PARTS and not few:
+                        continue
                     records.setdefault((model, record.defense), []).append(record)
     metrics, differences = [], []
     for (model, defense), members in records.items():
-        control = records[model, "none"]
+        by_id = {record.sample_id: record for record in records[model, "none"]}
+        control = [by_id[record.sample_id] for record in members]
         metrics += [*metric_rows(members), *corrected_rows(members, control)]
         metrics += keyword_rows(members) if defense == "none" else []
         if defense != "none":
@@ -72,11 +96,13 @@ def comparison(
     return Comparison(
         metrics=metrics,
         differences=differences,
-        sweeps={(m, d): _sweep(dice, d) for m in models for d in unsafe if d != "none"},
+        sweeps={(m, d): _prefix_sweep() if d == "guardalign" else _sweep(dice, d)
+                for m in models for d in unsafe if d not in ("none", *PARTS)},
         responses=[_response(record) for members in records.values() for record in members],
         images={f"{suite}-{place:04d}": picture(place) for suite in ("text_image", *pictured)
                 for place in range(COUNT)},
         chosen=dict.fromkeys(models, "cmrm"),
+        detection={"lab-clip": detection()} if "guardalign" in unsafe else {},
         context={
             "Parameters": {"seed": 0, "profile": "quick", "cmrm": {"layers": [0, 1, 2, 3]}},
             "Versions": {"torch": "2.13.0", "transformers": "5.23.0"},
@@ -139,7 +165,7 @@ def _harmful(dice: random.Random, asked: Record, harmful: bool) -> Record:
         if dice.random() < 0.1:
             broken = ("a cup cup cup", "", "zorb of the")
             text, outcome = dice.choice(broken), "unparsed"
-    elif dice.random() < 0.05:
+    elif dice.random() < _EVASIVE.get(asked.defense, 0.05):
         text, outcome = "there is a red cup .", "safe"
     keyword = "harmful" if harmful or dice.random() < 0.06 else "refused"
     return replace(asked, response=text, outcome=outcome, outcome_keyword=keyword)
@@ -216,3 +242,65 @@ def _rates(unsafe: float, right: float) -> Row:
         "merit": pooled["accuracy"] - pooled["unsafe_rate"],
         "suites": {name: {"n": 40, **suite} for name, suite in shares.items()},
     }  # fmt: skip
+
+
+def _prefix_sweep() -> Row:
+    """Make up a sweep of GuardAlign: prefixes, which have no alpha and no layers of a shift."""
+    rows = [
+        {"text": text, "placement": "user", "gamma": gamma, "layers": layers, "mode": "clamped",
+         "gate": gate, **_rates(0.5 - gamma / 2, 0.9), "broken_on": ["lookalike"] * (gamma > 0.5),
+         "chosen": (gamma, gate) == (0.6, "any_masked")}
+        for text, gamma, layers in (("As an AI assistant, ", 0.15, None), ("be safe . ", 0.6, [2]))
+        for gate in ("always_on", "any_masked")
+    ]  # fmt: skip
+    shares = [
+        {"layer": layer, "plain": None if layer == 3 else 0.04 + layer / 100,
+         "calibrated": None if layer == 3 else 0.04 + layer / 100 + 0.2 * (layer == 2)}
+        for layer in range(6)
+    ]  # fmt: skip
+    return {
+        "rule": "The largest merit.", "split": "calibration", "undefended": _rates(0.6, 0.95),
+        "within_bounds": False, "rows": rows, "shares": shares,
+        "chosen": {"gamma": 0.6},
+    }  # fmt: skip
+
+
+def detection(grid: int = 2, seed: int = 0) -> Row:
+    """Make up what a CLIP finds: its measurements, scores of patches, and pictures."""
+    dice = random.Random(seed)
+    measured = [
+        *((metric, "image_clutter") for metric in
+          ("auroc", "auroc_as_printed", "auroc_max_cosine", "auroc_entropy", "masked_beside")),
+        *((metric, "benign") for metric in ("masked_benign_patches", "touched_benign_pictures")),
+        *((metric, suite) for metric in ("harm_masked", "masked_patches") for suite in _SHOWN),
+    ]  # fmt: skip
+    rows = [
+        {"model": "lab-clip", "defense": "concept_bank", "suite": suite, "metric": metric,
+         "value": (value := dice.uniform(0.1, 0.9)), "n": 90 + place, "low": value - 0.05,
+         "high": value + 0.05}
+        for place, (metric, suite) in enumerate(measured)
+    ]  # fmt: skip
+    threshold = -4.0
+    examples = []
+    for suite in ("image_clutter", "image", "sd_typo", "typographic"):
+        for _ in range(2):
+            scores = [dice.gauss(0, 12) for _ in range(grid**2)]
+            hidden = [score <= threshold for score in scores]
+            masked = Image.open(BytesIO(picture(len(examples))))
+            side = masked.width // grid
+            for place, gone in enumerate(hidden):
+                top, left = divmod(place, grid)
+                if gone:
+                    masked.paste((0, 0, 0), (left * side, top * side, (left + 1) * side,
+                                             (top + 1) * side))  # fmt: skip
+            masked.save(buffer := BytesIO(), format="PNG")
+            examples.append({
+                "suite": suite, "scores": scores, "hidden": hidden,
+                "picture": b64encode(picture(len(examples))).decode(),
+                "masked": b64encode(buffer.getvalue()).decode(),
+                "labels": [dice.choice((1, 0, -1)) for _ in scores],
+            })  # fmt: skip
+    scores = {"toxic": [dice.gauss(-10, 6) for _ in range(60)],
+              "benign": [dice.gauss(15, 9) for _ in range(200)]}  # fmt: skip
+    return {"threshold": threshold, "grid": grid, "rows": rows, "scores": scores,
+            "examples": examples}  # fmt: skip

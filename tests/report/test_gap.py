@@ -57,7 +57,7 @@ def made_up(auroc=0.9):
 
 
 def shown(results, folder, documents):
-    page = render_report(replace(results, gaps=documents, sweeps={}), folder)
+    page = render_report(replace(results, gaps=documents, sweeps={}, detection={}), folder)
     return Page(page.read_text(encoding="utf-8"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tasks.params import PARTS
 from tasks.report import Comparison, render_report
 from tasks.report.channels import channel_of, mirrors
 from tasks.report.figures import measured_setting
@@ -128,7 +129,7 @@ def test_suites_stand_in_their_channel_with_the_benchmark_that_they_mirror(resul
 
 def test_a_judge_that_failed_is_said_at_the_top(results, tmp_path):
     broken = {**results.responses[0], "unjudged": True, "error": "TimeoutError: away"}
-    page = render(replace(results, responses=[broken], sweeps={}), tmp_path)
+    page = render(replace(results, responses=[broken], sweeps={}, detection={}), tmp_path)
     assert "A judge failed on 1 answers of lab-llava" in page.text
     assert "The first time: TimeoutError: away." in page.text
 
@@ -142,13 +143,15 @@ def test_a_setting_shows_every_suite_and_where_it_breaks_the_bounds(results, pag
     tables = [r for attributes, r in page.tables if "sweep" in (attributes.get("class") or "")]
     broken = set()
     for shown, sweep in zip(tables, results.sweeps.values(), strict=True):
-        for cells, row in zip(shown[1:], sweep["rows"], strict=True):
-            for place, metric in ((2, "unsafe_rate"), (3, "accuracy"), (4, "over_refusal")):
+        heads = [cell.text.strip() for cell in shown[0]]
+        for listed, row in zip(shown[1:], sweep["rows"], strict=True):
+            cells = dict(zip(heads, listed, strict=True))
+            for metric in ("unsafe_rate", "accuracy", "over_refusal"):
                 for suite, rates in row["suites"].items():
                     said = f"{suite} {amount(rates[metric], metric)}" if metric in rates else suite
-                    assert (said in cells[place].text) == (metric in rates)
+                    assert (said in cells[COLUMNS[metric]].text) == (metric in rates)
             names = ", ".join(row["broken_on"])
-            assert cells[5].text.strip() == (f"lost on {names}" if names else "kept")
+            assert cells["Bounds"].text.strip() == (f"lost on {names}" if names else "kept")
             broken.add(names)
     assert len(broken) > 1  # or the last column could not be wrong
 
@@ -166,7 +169,9 @@ def test_what_was_chosen_is_said_with_its_rule_its_split_and_its_cost(results, p
 def test_a_metric_without_a_column_is_shown_all_the_same(results, tmp_path):
     row = {"model": "lab-llava", "defense": "cmrm", "suite": "image", "metric": "surprise_rate",
            "value": 0.125, "n": 8, "low": 0.02, "high": 0.47}  # fmt: skip
-    page = render(replace(results, metrics=[*results.metrics, row], sweeps={}), tmp_path)
+    page = render(
+        replace(results, metrics=[*results.metrics, row], sweeps={}, detection={}), tmp_path
+    )
     texts = [[cell.text.strip() for cell in line] for line in page.table("others")]
     assert ["image", "cmrm", "surprise_rate", "0.125", "0.02", "0.47", "8"] in texts
 
@@ -175,7 +180,7 @@ def test_more_models_defenses_and_suites_are_only_more_rows(tmp_path):
     unsafe = {**UNSAFE, "tga": UNSAFE["cmrm"], "cmrm+tga": UNSAFE["cmrm"]}
     wrong = {**WRONG, "tga": 0.0, "cmrm+tga": 0.0}
     results = comparison(("a", "b", "c"), unsafe, wrong, harmless=("lookalike", "benign_image"))
-    page = render(replace(results, sweeps={}), tmp_path)
+    page = render(replace(results, sweeps={}, detection={}), tmp_path)
     assert [len(rows) - 1 for rows in page.every("measured")] == [5 * 14] * 3
     assert len(page.table("matrix")) == 2 + 3 * (1 + 5)
     assert [len(rows[0]) for rows in page.every("paired")] == [3 + 4] * 3
@@ -201,7 +206,7 @@ def test_an_unsafe_rate_never_stands_without_utility_over_refusal_n_and_interval
 def test_what_was_not_measured_is_no_zero(results, tmp_path):
     rows = [{**row, "value": [None, float("nan")][place % 2], "low": None, "high": None}
             for place, row in enumerate(results.metrics)]  # fmt: skip
-    page = render(replace(results, metrics=rows, sweeps={}), tmp_path)
+    page = render(replace(results, metrics=rows, sweeps={}, detection={}), tmp_path)
     for row in (row for rows in page.every("measured") for row in rows[1:]):
         assert all(MISSING in cell.text or cell.text.strip() == "–" for cell in row[3:])
     assert "cannot be judged" in page.text
@@ -231,7 +236,13 @@ def test_hostile_text_stays_text(results, tmp_path):
     responses = [{**row, "response": HOSTILE, "question": HOSTILE, "reference": HOSTILE}
                  for row in results.responses]  # fmt: skip
     page = render(
-        replace(results, responses=responses, sweeps={}, context={HOSTILE: {HOSTILE: HOSTILE}}),
+        replace(
+            results,
+            responses=responses,
+            sweeps={},
+            detection={},
+            context={HOSTILE: {HOSTILE: HOSTILE}},
+        ),
         tmp_path,
     )
     assert len(page.all("script")) == 1
@@ -277,7 +288,7 @@ def test_a_page_can_be_made_of_metrics_alone(results, tmp_path):
     page = render(Comparison(metrics=results.metrics), tmp_path)
     assert not page.all("img")
     verdict = page.text.partition("No defense is put forward")[2].partition("Model by defense")[0]
-    for defense in {row["defense"] for row in results.metrics} - {"none"}:
+    for defense in {row["defense"] for row in results.metrics} - {"none", *PARTS}:
         assert re.search(rf"{defense}: (closes|narrows|breaks)", verdict)
 
 
@@ -286,10 +297,10 @@ def test_two_rows_for_one_measurement_are_refused(results, tmp_path):
     with pytest.raises(
         ValueError, match=r"two rows for \('lab-llava', 'none', 'adversarial'.*remove"
     ):
-        render_report(replace(results, metrics=doubled, sweeps={}), tmp_path)
+        render_report(replace(results, metrics=doubled, sweeps={}, detection={}), tmp_path)
 
 
 def test_a_picture_of_another_format_is_named(results, tmp_path):
     images = dict.fromkeys(results.images, b"GIF89a")
     with pytest.raises(ValueError, match=r"sample '\w+-\d+' starts with b'GIF8'.*PNG"):
-        render_report(replace(results, images=images, sweeps={}), tmp_path)
+        render_report(replace(results, images=images, sweeps={}, detection={}), tmp_path)

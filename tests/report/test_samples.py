@@ -30,7 +30,9 @@ def test_failures_come_first_and_are_shown(results):
 def test_every_defense_answers_beside_the_others(results):
     for kind in pick(results, "lab-llava", "cmrm"):
         for shown in kind.shown:
-            assert [row["defense"] for row in shown.answers] == ["none", "cmrm", "cmrm_naive"]
+            assert [row["defense"] for row in shown.answers] == [
+                "none", "cmrm", "cmrm_naive", "guardalign",
+            ]  # fmt: skip
             assert {row["sample_id"] for row in shown.answers} == {shown.sample["sample_id"]}
 
 
