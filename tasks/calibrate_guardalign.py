@@ -2,10 +2,11 @@
 
 in   artifacts/CLIP/concept_bank/bundle, the CLIP, artifacts/data/calibration/*,
      artifacts/MODEL/adversarial, the model
-out  artifacts/MODEL/guardalign/bundle/   concepts.safetensors, sweep.json (every prefix that was
+out  artifacts/MODEL/guardalign/bundle/   concepts.safetensors, sweep.json (every variant that was
      tried, the rule, the prefix's share of the attention by layer), card.json
 
-What is masked does not depend on the prefix, so every picture is looked at once.
+Which patches are masked depends neither on the prefix nor on the fill, so every picture is looked
+at once.
 """
 
 import json
@@ -30,14 +31,14 @@ _LOOKED_AT = 48
 
 
 def run(params: Params, model_name: str) -> Path:
-    """Choose the prefix on the calibration split, write the bundle."""
+    """Choose the variant on the calibration split, write the bundle."""
     from tqdm import tqdm
 
     from hauberk.bundle import binding_of, file_hash
     from hauberk.concepts import ConceptBank
     from hauberk.data.samples import read_suite
     from hauberk.defenses.guardalign import GuardAlign
-    from hauberk.defenses.patch_transport import PatchTransport, setting_from
+    from hauberk.defenses.patch_transport import PatchTransport, Remembering, setting_from
     from hauberk.defenses.prefix_attention import PrefixAttention
     from hauberk.evaluation.selection import measure, sweep
 
@@ -47,20 +48,24 @@ def run(params: Params, model_name: str) -> Path:
     bank_folder = clip_folder(told.clip, "bundle")
     bank = ConceptBank.load(bank_folder, clip, images)
     card = read_json(bank_folder / "card.json")
-    transport = PatchTransport(clip, images, bank, setting_from(card["parameters"]["transport"]))
+    setting = setting_from(card["parameters"]["transport"])
+    transport = Remembering.of(PatchTransport(clip, images, bank, setting))
     files = {suite: suite_file(model_name, "calibration", suite) for suite in told.calibrate_on}
     samples = [sample for file in files.values() for sample in read_suite(file)]
-    settings = _settings(told.prefixes)
-    bar = tqdm(total=2 + len(settings), desc=f"{model_name}: prefixes of {GUARDALIGN}")
+    settings = _settings(told.variants)
+    bar = tqdm(total=2 + len(settings), desc=f"{model_name}: variants of {GUARDALIGN}")
     requests = [sample.request for sample in samples]
-    seen: Any = _Once.looking_at(transport, requests)
+    seen: dict[str, Any] = {
+        fill: _Once.looking_at(transport.with_setting(fill=fill), requests)
+        for fill in sorted({setting.fill for setting in settings})
+    }
     bar.update()
 
     def measured(setting: Any) -> Any:
         defense, generation = None, params.evaluate
         if setting is not None:
             prefix = PrefixAttention(setting.prefix, processor)
-            defense = GuardAlign(seen.gated(setting.gate), prefix)
+            defense = GuardAlign(seen[setting.fill].gated(setting.gate), prefix)
         rates = measure(
             model,
             processor,
@@ -78,7 +83,7 @@ def run(params: Params, model_name: str) -> Path:
     shares = _shares(model, processor, spread(requests, _LOOKED_AT), setting.prefix)
     document = result.document() | {"shares": shares}
     guard = GuardAlign(
-        transport.with_setting(gate=setting.gate),
+        transport.with_setting(gate=setting.gate, fill=setting.fill),
         PrefixAttention(setting.prefix, processor),
         bank_hash=card["card_sha256"],
     )
@@ -97,16 +102,16 @@ def run(params: Params, model_name: str) -> Path:
     )
 
 
-def _settings(prefixes: Any) -> list[Any]:
+def _settings(variants: Any) -> list[Any]:
     from hauberk.defenses.prefix_attention import PrefixSetting
     from hauberk.evaluation.selection import GuardSetting
 
     settings = []
-    for prefix in prefixes:
-        fields = asdict(prefix)
-        gate = fields.pop("gate")
-        fields["layers"] = None if prefix.layers is None else tuple(prefix.layers)
-        settings.append(GuardSetting(PrefixSetting(**fields), gate))
+    for variant in variants:
+        fields = asdict(variant)
+        gate, fill = fields.pop("gate"), fields.pop("fill")
+        fields["layers"] = None if variant.layers is None else tuple(variant.layers)
+        settings.append(GuardSetting(PrefixSetting(**fields), gate, fill))
     return settings
 
 

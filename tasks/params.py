@@ -130,7 +130,6 @@ class TransportParams:
     iterations: Positive = 200
     grid: Annotated[int, Field(ge=1, le=16)] = 2
     scales: list[Annotated[int, Field(ge=1, le=16)]] = field(default_factory=lambda: [1])
-    fill: Literal["black", "mean"] = "black"
     max_share: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
@@ -150,8 +149,11 @@ class BankParams:
 
 
 @dataclass(frozen=True)
-class PrefixParams:
-    """A safety prefix: see :class:`hauberk.defenses.prefix_attention.PrefixSetting`."""
+class GuardVariant:
+    """One GuardAlign setting: its prefix, which requests get it, and what is painted over patches.
+
+    See :class:`hauberk.defenses.prefix_attention.PrefixSetting`.
+    """
 
     text: Annotated[str, Field(pattern=r"\S")]
     placement: Literal["user", "answer"] = "user"
@@ -160,16 +162,18 @@ class PrefixParams:
     mode: Literal["clamped", "unclamped", "literal"] = "clamped"
     gate: Literal["always_on", "any_masked"] = "always_on"
     """Whether every request gets it, as in the paper, or those of which a patch was masked."""
+    fill: Literal["black", "mean"] = "black"
+    """Black as in the paper, or the colour that the CLIP's processor maps to zero."""
 
 
 @dataclass(frozen=True)
 class GuardAlignParams:
-    """GuardAlign: its concept bank, prefixes to choose from, and where its parts are measured."""
+    """GuardAlign: its concept bank, what there is to choose from, where its parts are measured."""
 
     clip: str
     """A name of ``concept_banks``."""
     calibrate_on: Annotated[list[str], Field(min_length=1)]
-    prefixes: Annotated[list[PrefixParams], Field(min_length=1)]
+    variants: Annotated[list[GuardVariant], Field(min_length=1)]
     """One is chosen on the calibration split."""
     parts_on: Annotated[list[str], Field(min_length=1)]
     """Suites on which every part is measured alone."""
@@ -259,7 +263,7 @@ class Params:
 
 for _section in (
     Sizes, AttackBudget, Profile, ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
-    PrefixParams, GuardAlignParams, AttackParams, Generation, GapParams, Margins, Registry, Params,
+    GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, Margins, Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
@@ -366,7 +370,7 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("concept_banks", 3): BankParams,
         ("concept_banks", 4): TransportParams,
         ("guardalign", 2): GuardAlignParams,
-        ("guardalign", 4): PrefixParams,
+        ("guardalign", 4): GuardVariant,
         ("attack", 2): AttackParams,
         ("evaluate", 2): Generation,
         ("gap", 2): GapParams,
@@ -487,9 +491,9 @@ def _bad_guardalign(params: Params, root: Path) -> Iterator[str]:
     yield from _bad_calibration("guardalign.calibrate_on", guard.calibrate_on)
     yield from _unknown("guardalign.parts_on", guard.parts_on, params.suites)
     yield from _repeated("guardalign.parts_on", guard.parts_on)
-    yield from _repeated("guardalign.prefixes", guard.prefixes)
-    for index, prefix in enumerate(guard.prefixes):
-        key = f"guardalign.prefixes.{index}"
+    yield from _repeated("guardalign.variants", guard.variants)
+    for index, prefix in enumerate(guard.variants):
+        key = f"guardalign.variants.{index}"
         if prefix.placement == "answer" and prefix.text != prefix.text.rstrip():
             yield (
                 f"{key}.text: {prefix.text!r} ends in a space, behind which no model begins a "

@@ -46,7 +46,7 @@ def write(tmp_path):
 
 CMRM_KEY = ("defenses", "cmrm")
 VARIANT = (*CMRM_KEY, "variants", 0)
-BANK_KEY, PREFIX_KEY = ("concept_banks", "lab-clip"), ("guardalign", "prefixes", 0)
+BANK_KEY, GUARD_KEY = ("concept_banks", "lab-clip"), ("guardalign", "variants", 0)
 MODEL, CMRM = RIGHT["models"]["lab-llava"], RIGHT["defenses"]["cmrm"]
 WRONG = [
     # an unknown key at every level
@@ -65,8 +65,8 @@ WRONG = [
     (("gate", 0, "at_mots"), 1, "gate.0: unknown key .*at_mots.*at_most"),
     (("concept_banks", "lab-clip", "concept"), "lab", "lab-clip.concept: unknown key.*concepts"),
     ((*BANK_KEY, "transport", "threshold"), 0.4, "transport.threshold: unknown key.*weights"),
-    (("guardalign", "prefix"), [], "guardalign.prefix: unknown key.*clip, calibrate_on, prefixes"),
-    ((*PREFIX_KEY, "gama"), 1, "guardalign.prefixes.0.gama: unknown key.*text, placement, gamma"),
+    (("guardalign", "prefix"), [], "guardalign.prefix: unknown key.*clip, calibrate_on, variants"),
+    ((*GUARD_KEY, "gama"), 1, "guardalign.variants.0.gama: unknown key.*text, placement, gamma"),
     # a value of the wrong type or out of range
     (
         ("profiles", "quick", "alphas", 0),
@@ -102,10 +102,10 @@ WRONG = [
     ((*BANK_KEY, "concepts"), "world", "lab-clip.concepts: 'world' is wrong.*'lab' or 'real'"),
     ((*BANK_KEY, "transport", "grid"), 0, "transport.grid: 0 is wrong.*greater than or equal to 1"),
     ((*BANK_KEY, "transport", "scales"), [1, 1], "transport.scales: 1 stands there more than"),
-    ((*PREFIX_KEY, "text"), "  ", r"prefixes.0.text: '  ' is wrong"),
-    ((*PREFIX_KEY, "gamma"), -1, "prefixes.0.gamma: -1.* is wrong.*greater than or equal to 0"),
-    ((*PREFIX_KEY, "placement"), "end", "prefixes.0.placement: 'end' is wrong.*'user' or 'answer'"),
-    ((*PREFIX_KEY, "layers"), [9], r"prefixes.0.layers: \[9\] are outside 0..5"),
+    ((*GUARD_KEY, "text"), "  ", r"variants.0.text: '  ' is wrong"),
+    ((*GUARD_KEY, "gamma"), -1, "variants.0.gamma: -1.* is wrong.*greater than or equal to 0"),
+    ((*GUARD_KEY, "placement"), "end", "variants.0.placement: 'end' is wrong.*'user' or 'answer'"),
+    ((*GUARD_KEY, "layers"), [9], r"variants.0.layers: \[9\] are outside 0..5"),
     # a key that is not there
     (("seed",), KeyError, "seed: missing"),
     (("profiles", "full", "data", "anchor"), KeyError, "profiles.full.data.anchor: missing"),
@@ -128,7 +128,7 @@ WRONG = [
     (("guardalign", "clip"), "clip", "guardalign.clip: 'clip' is not one of lab-clip"),
     (("guardalign", "calibrate_on"), ["image"], r"calibrate_on: \['image'\] hold no benign suite"),
     (("guardalign", "parts_on"), ["image", "x"], "guardalign.parts_on: 'x' is not one of text"),
-    ((*PREFIX_KEY, "placement"), "answer", "prefixes.0.text: 'As an AI .* ends in a space"),
+    ((*GUARD_KEY, "placement"), "answer", "variants.0.text: 'As an AI .* ends in a space"),
     (("defenses", "guardalign"), CMRM, "defenses.guardalign: .* made by stages of its own"),
     (("defenses", "prefix_only"), CMRM, "defenses.prefix_only: .* made by stages of its own"),
     (("defenses", "adversarial"), CMRM, "defenses.adversarial: .* holds attacked pictures"),

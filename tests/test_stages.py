@@ -75,7 +75,7 @@ SMALL = {
     "guardalign": {
         "clip": "lab-clip",
         "calibrate_on": ["text_image", "benign_image"],
-        "prefixes": [{"text": "be safe . "}, {"text": "be safe . ", "gate": "any_masked"}],
+        "variants": [{"text": "be safe . "}, {"text": "be safe . ", "gate": "any_masked"}],
         "parts_on": ["text_image", "benign_image", "text"],
     },
     "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},

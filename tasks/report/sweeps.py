@@ -15,7 +15,7 @@ SETTING = ("level", "compose", "estimator", "position", "steps", "layers", "blan
 """What makes a line; alpha runs along it."""
 PREFIX = {
     "text": "Prefix", "placement": "Placement", "gamma": "γ", "gate": "Gate", "mode": "Mode",
-    "layers": "Layers",
+    "layers": "Layers", "fill": "Fill",
 }  # fmt: skip
 """What a sweep of prefixes varies in place of these, and how its table calls it."""
 

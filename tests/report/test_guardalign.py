@@ -224,7 +224,7 @@ def test_a_sweep_of_prefixes_has_its_own_columns_and_no_plot_against_alpha(resul
     assert len(tables) == len(results.models)
     for rows, model in zip(tables, results.models, strict=True):
         heads = [cell.text.strip() for cell in rows[0]]
-        assert heads[:6] == ["Prefix", "Placement", "γ", "Gate", "Mode", "Layers"]
+        assert heads[:7] == ["Prefix", "Placement", "γ", "Gate", "Mode", "Layers", "Fill"]
         for cells, row in zip(rows[1:], results.sweeps[model, GUARDALIGN]["rows"], strict=True):
             layers = "middle" if row["layers"] is None else ", ".join(map(str, row["layers"]))
             assert [cell.text for cell in cells[:6]] == [

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.analysis.twins import last_states
 from hauberk.data.samples import Sample
-from hauberk.defenses.patch_transport import Gate
+from hauberk.defenses.patch_transport import Fill, Gate
 from hauberk.defenses.prefix_attention import PrefixSetting
 from hauberk.defenses.shift import Shift, ShiftSetting, sample_shifts
 from hauberk.evaluation.run import Record, by_suite, judge_response
@@ -128,10 +128,11 @@ def measure(
 
 @dataclass(frozen=True)
 class GuardSetting:
-    """What a sweep of GuardAlign varies: the prefix, and for which requests it is."""
+    """What a sweep of GuardAlign varies: the prefix, for which requests it is, and the fill."""
 
     prefix: PrefixSetting
     gate: Gate
+    fill: Fill
 
 
 Setting = ShiftSetting | GuardSetting
@@ -201,7 +202,7 @@ def _does_less(setting: Setting) -> tuple[bool, float]:
 
 def _flat(setting: Setting) -> dict[str, Any]:
     if isinstance(setting, GuardSetting):
-        return {**asdict(setting.prefix), "gate": setting.gate}
+        return {**asdict(setting.prefix), "gate": setting.gate, "fill": setting.fill}
     return asdict(setting)
 
 
