@@ -2,12 +2,11 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from benchmarks.measure import Ratio, cost, interleaved, speed_up
 from benchmarks.memory import peak
-from benchmarks.models import NAMES, lab, llava_shape
+from benchmarks.models import NAMES, lab, llava_shape, pictured
 
 REPEATS = 5
 REQUESTS = 64
@@ -66,7 +65,7 @@ def _growth(name: str, model: Any, processor: Any, requests: list[Any]) -> Ratio
 
 def _memory(name: str) -> Iterator[Ratio]:
     batch_size = FEW // 4  # several batches: the first takes less than those after it
-    one, ten = peak(name, FEW, batch_size), peak(name, MANY, batch_size)
+    one, ten = (peak("answers", name, number, batch_size) for number in (FEW, MANY))
     if one is None or ten is None:
         print(f"memory of {name}: skipped, /proc/self/status is not there", file=sys.stderr)
         return
@@ -123,17 +122,12 @@ def _sample_level() -> Iterator[Ratio]:
     """Time one prefill at 576 image tokens: undefended, ours, and three plain prefills."""
     import torch
 
-    from hauberk.data.lab import build_suite
     from hauberk.defenses.shift import Shift, ShiftSetting
     from hauberk.requests import blank_twin, encode, text_twin
 
     model, processor = llava_shape()
     armoured, _ = llava_shape()  # the same weights, so that both stand ready side by side
-    samples = build_suite("text_image", "test", 4, seed=0)
-    side = processor.image_processor.crop_size["height"]
-    requests = [
-        replace(s.request, images=(s.image.resize((side, side)),)) for s in samples if s.image
-    ]
+    requests = pictured(processor, 4)
     twins = [[text_twin(r) for r in requests], [blank_twin(r, processor) for r in requests]]
     inputs, *others = (encode(processor, batch) for batch in (requests, *twins))
     setting = ShiftSetting(level="sample", compose="incremental")

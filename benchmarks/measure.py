@@ -11,7 +11,7 @@ class Ratio:
     """One line of the table.
 
     ``value`` is slow / fast for a speed-up (aim: at least) and ours / baseline for a cost (aim:
-    at most).
+    at most, or none: then it is only told).
     """
 
     what: str
@@ -22,7 +22,8 @@ class Ratio:
     unit: str
     value: float
     aim: str
-    met: bool
+    met: bool | None
+    """None where nothing is aimed at."""
 
 
 def interleaved(ways: Sequence[Callable[[], object]], repeats: int) -> list[float]:
@@ -56,10 +57,11 @@ def cost(
     shape: str,
     plain: float,
     ours: float,
-    at_most: float,
+    at_most: float | None,
     unit: str = "s",
 ) -> Ratio:
-    """How much more ours takes than doing without."""
+    """How much more ours takes than doing without, or which part of a whole it is."""
     value = ours / plain
-    aim = f"<= {at_most:g}"
-    return Ratio(what, baseline, shape, plain, ours, unit, value, aim, value <= at_most)
+    aim = "none" if at_most is None else f"<= {at_most:g}"
+    met = None if at_most is None else value <= at_most
+    return Ratio(what, baseline, shape, plain, ours, unit, value, aim, met)

@@ -1,5 +1,6 @@
 """The models that are timed: the lab's, and a random one with as many image tokens as LLaVA-1.5."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,25 @@ def lab(name: str) -> tuple[Any, Any] | None:
     from hauberk.lab.build import load
 
     return load(LAB / name) if (LAB / name).is_dir() else None
+
+
+def lab_clip() -> tuple[Any, Any] | None:
+    """Load the lab's CLIP, if it ships with the project."""
+    from transformers import AutoModel, AutoProcessor
+
+    home = LAB / "lab-clip"
+    if not home.is_dir():
+        return None
+    return AutoModel.from_pretrained(home).eval(), AutoProcessor.from_pretrained(home)
+
+
+def pictured(processor: Any, number: int) -> list[Any]:
+    """Make requests whose pictures are as large as what the model of this processor sees."""
+    from hauberk.data.lab import build_suite
+
+    side = processor.image_processor.crop_size["height"]
+    samples = build_suite("text_image", "test", number, seed=0)
+    return [replace(s.request, images=(s.image.resize((side, side)),)) for s in samples if s.image]
 
 
 def llava_shape(side: int = 336, patch: int = 14) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -176,6 +177,9 @@ def calibrating(calibrations: Mapping[nn.Module, Calibration]) -> Iterator[None]
         yield
 
 
+_QUERIES = 64
+"""Calibrated together: a bias is dense over heads and positions, so that of a long query all at
+once would take twice the memory of a whole prefill."""
 _EAGER = "eager_attention_forward"
 """What every family calls the eager attention beside its modules."""
 
@@ -224,7 +228,7 @@ def _attend(
         told.watch(part.share(bias))
     if told.gamma == 0:
         return stock(module, query, key, value, attention_mask, **kwargs)
-    anew = stock(module, part.query, part.key, part.value, part.mask + part.spread(bias), **kwargs)
+    anew = part.attended(partial(stock, module, **kwargs), bias)
     if aim.whole:
         return anew
     plain = stock(module, query, key, value, attention_mask, **kwargs)
@@ -288,15 +292,29 @@ class _Part:
             logits = logits.relu()
         return gamma * logits * self.there[:, None, None, :]
 
-    def spread(self, bias: Tensor) -> Tensor:
-        """Put the bias where the columns are, (r, heads, q, positions), dtype of the queries."""
-        places = self.columns[:, None, None, :].expand_as(bias)
-        spread = bias.new_zeros(*bias.shape[:3], self.key.shape[2])
-        return spread.scatter_add(3, places, bias).to(self.query.dtype)
+    def attended(
+        self, stock: Callable[..., tuple[Tensor, Tensor | None]], bias: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend with the bias, some queries at a time: only so many rows of it are ever dense."""
+        blocks = [
+            stock(self.query[:, :, some], self.key, self.value, self.masked(bias, some))
+            for start in range(0, bias.shape[2], _QUERIES)
+            for some in [slice(start, start + _QUERIES)]
+        ]
+        if len(blocks) == 1:
+            return blocks[0]
+        outputs, weights = zip(*blocks, strict=True)
+        return torch.cat(outputs, dim=1), None if weights[0] is None else torch.cat(weights, dim=2)
+
+    def masked(self, bias: Tensor, some: slice) -> Tensor:
+        """Add the bias of some queries to their mask: (r, heads, those queries, positions)."""
+        added = bias[:, :, some].to(self.query.dtype)
+        mask = self.mask[:, :, some].expand(*added.shape[:3], self.key.shape[2]).clone()
+        return mask.scatter_add_(3, self.columns[:, None, None, :].expand_as(added), added)
 
     def share(self, bias: Tensor) -> Tensor:
         """Measure the attention on the span of every query behind it, (queries,) float32."""
-        logits = self.scaling * self._products(self.key) + self.mask + self.spread(bias)
+        logits = self.scaling * self._products(self.key) + self.masked(bias, slice(None))
         places = self.columns[:, None, None, :].expand_as(bias)
         weights = logits.softmax(-1).gather(3, places) * self.there[:, None, None, :]
         return weights.sum(3).mean(1)[self.behind]

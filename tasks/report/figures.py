@@ -50,8 +50,10 @@ def figures(comparison: Comparison, model: str) -> list[Figure]:
 def setting(row: Row) -> str:
     """Write a setting in words: alpha, or a prefix, and what else it has."""
     if is_prefix(row):
-        text, placement, gamma, *rest = setting_cells(row).values()
-        return f"{text}, {placement}, γ {gamma}, {', '.join(rest[:-1])}, layers {rest[-1]}"
+        told = setting_cells(row)
+        rest = [f"{title.lower()} {told[title]}" for title in ("Layers", "Fill")]
+        begin = [told["Prefix"], told["Placement"], f"γ {told['γ']}", told["Gate"], told["Mode"]]
+        return ", ".join([*begin, *rest])
     parts = [f"α {row['alpha']:g}"] if number(row.get("alpha")) is not None else []
     parts += [str(row[name]) for name in KIND if row.get(name) is not None]
     rest = [f"{name} {brief(row[name])}" for name in SETTING if name not in KIND and name in row]

@@ -248,7 +248,8 @@ def _prefix_sweep() -> Row:
     """Make up a sweep of GuardAlign: prefixes, which have no alpha and no layers of a shift."""
     rows = [
         {"text": text, "placement": "user", "gamma": gamma, "layers": layers, "mode": "clamped",
-         "gate": gate, "fill": "black", **_rates(0.5 - gamma / 2, 0.9), "broken_on": ["lookalike"] * (gamma > 0.5),
+         "gate": gate, "fill": "black", **_rates(0.5 - gamma / 2, 0.9),
+         "broken_on": ["lookalike"] * (gamma > 0.5),
          "chosen": (gamma, gate) == (0.6, "any_masked")}
         for text, gamma, layers in (("As an AI assistant, ", 0.15, None), ("be safe . ", 0.6, [2]))
         for gate in ("always_on", "any_masked")

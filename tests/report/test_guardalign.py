@@ -231,7 +231,7 @@ def test_a_sweep_of_prefixes_has_its_own_columns_and_no_plot_against_alpha(resul
                 f"“{row['text']}”", row["placement"], str(row["gamma"]), row["gate"], row["mode"],
                 layers,
             ]  # fmt: skip
-    assert "“be safe . ”, user, γ 0.6, any_masked, clamped, layers 2: unsafe answers" in plain(
+    assert "“be safe . ”, user, γ 0.6, any_masked, clamped, layers 2, fill black: unsafe" in plain(
         page.text
     )
     assert plain(page.text).count("Rule: The largest merit.") == len(tables)

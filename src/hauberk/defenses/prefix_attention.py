@@ -107,6 +107,8 @@ class PrefixAttention:
 
     def __init__(self, setting: PrefixSetting, processor: ProcessorMixin) -> None:
         self.setting, self.processor = setting, processor
+        self._finders: dict[int, PrefixFinder] = {}
+        """By the token that stands for a picture, which is all that they ask of a model."""
 
     def rewrite(self, request: Request) -> Request:
         """Put the prefix into a request, with pictures or without."""
@@ -143,9 +145,12 @@ class PrefixAttention:
         anatomy, setting = anatomy_of(model), self.setting
         layers = setting.chosen_layers(len(anatomy.blocks))
         anatomy.check_layers(layers)
-        finder = PrefixFinder(
-            self.processor, anatomy.image_token_id, setting.text, setting.placement
-        )
+        image = anatomy.image_token_id
+        if image not in self._finders:
+            self._finders[image] = PrefixFinder(
+                self.processor, image, setting.text, setting.placement
+            )
+        finder = self._finders[image]
         modules, focus = attentions_of(anatomy), Focus()
         if not modules.keys() & set(layers):
             raise UnsupportedRequest(
