@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from registry.bundles import BANK, Subject
 from registry.errors import NotBuilt, Unverified
 from registry.publish import publish
 from registry.store import Store, open_store
@@ -160,3 +161,31 @@ def test_a_dead_server_is_one_sentence_after_two_seconds(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(Unreachable, match="nothing answers there"):
         open_store(tmp_path)
+
+
+def test_a_concept_bank_is_published_with_its_own_numbers_and_compared_with_nothing(
+    project, store: Store
+):
+    here = project.root / "artifacts" / "clip" / BANK
+    (here / "bundle").mkdir(parents=True)
+    (here / "evaluation").mkdir()
+    (here / "bundle" / "concepts.safetensors").write_bytes(b"\x07")
+    card = {"method": BANK, "binding": {"model": "clip"}, "parameters": {"templates": ["{}"]},
+            "data": [], "measurements": {"masked": 0.01}}  # fmt: skip
+    (here / "bundle" / "card.json").write_text(json.dumps(card))
+    (here / "evaluation" / "card.json").write_text("{}")
+    found = {"model": "clip", "defense": BANK, "suite": "image_clutter", "metric": "auroc",
+             "value": 0.98, "n": 40, "low": 0.95, "high": 0.99}  # fmt: skip
+    (here / "evaluation" / "metrics.json").write_text(json.dumps([found]))
+    stage = "measure_detection@clip"
+    project.lock[stage] = ({}, {}, {f"artifacts/clip/{BANK}/evaluation": "m1.dir"})
+    project.build()
+    reports = project.root / "reports"
+    bank = Subject("clip", BANK, here / "bundle", here / "evaluation", (stage,), reports)
+    made = publish(store, bank, [*project.live, stage])
+    version = store.version(f"{BANK}.clip", "candidate")
+    assert (made.created, str(version.version)) == (True, "1")
+    assert version.tags["method"] == BANK
+    metrics = store.client.get_run(version.run_id).data.metrics
+    assert metrics["image_clutter/auroc.low"] == 0.95
+    assert not any(name.startswith("vs_none") for name in metrics)
