@@ -14,7 +14,6 @@ from rich.tree import Tree
 from flows.record import Record
 from registry.provenance import Provenance
 from registry.publish import Published
-from tasks.params import PARTS
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -28,10 +27,9 @@ TITLES = {"unsafe_rate": "unsafe", "over_refusal_upper": "over-refused", "accura
 
 
 def read_channels(root: Path) -> list[dict[str, Any]]:
-    """Read reports/channels.json but for parts of a defense; empty when there is none."""
+    """Read reports/channels.json; empty when there is none."""
     path = root / "reports" / "channels.json"
-    rows = json.loads(path.read_text()) if path.is_file() else []
-    return [row for row in rows if row["defense"] not in PARTS]
+    return list(json.loads(path.read_text())) if path.is_file() else []
 
 
 def result_table(rows: Rows) -> Group:

@@ -7,6 +7,7 @@ out  artifacts/CLIP/concept_bank/bundle/   concepts.safetensors, (C, N, d) and (
 """
 
 from dataclasses import asdict, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ def run(params: Params, clip_name: str) -> Path:
     from hauberk.bundle import binding_of
     from hauberk.concepts import build_bank
     from hauberk.data.concepts import REAL, lab_concepts
+    from hauberk.data.lab import REVISION
     from hauberk.defenses.patch_transport import (
         AS_PRINTED,
         PatchTransport,
@@ -26,7 +28,8 @@ def run(params: Params, clip_name: str) -> Path:
         TransportSetting,
         plain,
     )
-    from hauberk.evaluation.detection import benign_subjects, calibrated, masked_share
+    from hauberk.errors import BadParams
+    from hauberk.evaluation.detection import BENIGN, benign_subjects, calibrated, masked_share
 
     clip, processor = load_clip(params, clip_name)
     told = params.concept_banks[clip_name]
@@ -47,12 +50,28 @@ def run(params: Params, clip_name: str) -> Path:
     for name, setting in {"transport": ours, "as_printed": printed}.items():
         untuned = detector.with_setting(**vars(setting))
         tuned = calibrated(untuned, benign, told.masked_share)
+        if tuned.setting.threshold == -inf:
+            raise BadParams(
+                f"concept_banks.{clip_name}: of {told.benign_scenes} benign_scenes no threshold "
+                f"masks a patch and at most {told.masked_share:g} of the harmless ones; give more "
+                "scenes or a larger masked_share."
+            )
         settings[name] = plain(tuned.setting)
         masked[f"calibration_masked_{name}"] = masked_share(tuned, benign)
     return bank.save(
         clip_folder(clip_name, "bundle"),
         binding_of(clip, processor),
-        parameters=settings | {"benign_scenes": len(benign), "masked_share": told.masked_share},
+        parameters=settings
+        | {
+            "calibrated_on": {
+                "pool": "calibration",
+                "suites": list(BENIGN),
+                "scenes": len(benign),
+                "seed": params.seed,
+                "revision": REVISION,
+                "masked_share": told.masked_share,
+            }
+        },
         measurements=masked,
     )
 

@@ -132,7 +132,9 @@ class _Once:
     def rewrite_all(self, requests: list[Any]) -> list[Any]:
         after = [self.masked[_key(request)] for request in requests]
         return [
-            request if other.images == request.images else other
+            request
+            if all(new is old for new, old in zip(other.images, request.images, strict=True))
+            else other
             for request, other in zip(requests, after, strict=True)
         ]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
-from tasks.params import Params
+from tasks.params import PARTS, Params
 from tasks.stage import (
     bundle_folder,
     clip_folder,
@@ -79,7 +79,8 @@ def run(params: Params) -> Path:
         write_json(differences, partial / "differences.json")
         found = [row for clip in detection.values() for row in clip["rows"]]
         write_json(found, partial / "detection.json")
-        write_json(comparison.pooled, partial / "channels.json")
+        whole = [row for row in comparison.pooled if row["defense"] not in PARTS]  # on every suite
+        write_json(whole, partial / "channels.json")
         render_report(comparison, partial)
     return REPORTS
 

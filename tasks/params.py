@@ -128,7 +128,7 @@ class TransportParams:
     column_penalty: Annotated[float, Field(ge=0)] = 0.0
     epsilon: Annotated[float, Field(gt=0)] = 0.02
     iterations: Positive = 200
-    grid: Annotated[int, Field(ge=1, le=16)] = 2
+    grid: Annotated[int, Field(ge=2, le=16)] = 2
     scales: list[Annotated[int, Field(ge=1, le=16)]] = field(default_factory=lambda: [1])
     max_share: Annotated[float, Field(ge=0, le=1)] = 1.0
 

@@ -100,7 +100,7 @@ WRONG = [
     ((*BANK_KEY, "masked_share"), 1, "lab-clip.masked_share: 1 is wrong.*less than 1"),
     ((*BANK_KEY, "benign_scenes"), 20, "benign_scenes: 20 pictures of 4 patches are too few"),
     ((*BANK_KEY, "concepts"), "world", "lab-clip.concepts: 'world' is wrong.*'lab' or 'real'"),
-    ((*BANK_KEY, "transport", "grid"), 0, "transport.grid: 0 is wrong.*greater than or equal to 1"),
+    ((*BANK_KEY, "transport", "grid"), 0, "transport.grid: 0 is wrong.*greater than or equal to 2"),
     ((*BANK_KEY, "transport", "scales"), [1, 1], "transport.scales: 1 stands there more than"),
     ((*GUARD_KEY, "text"), "  ", r"variants.0.text: '  ' is wrong"),
     ((*GUARD_KEY, "gamma"), -1, "variants.0.gamma: -1.* is wrong.*greater than or equal to 0"),

@@ -34,7 +34,7 @@ MASKED = {
     "Harm masked": ("harm_masked",),
     "Patches masked": ("masked_patches",),
     "Harmless patches masked": ("masked_benign_patches", "masked_beside"),
-    "Harmless pictures touched": ("touched_benign_pictures",),
+    "Pictures without anything toxic, touched": ("touched_benign_pictures",),
 }
 """Column -> the metrics that stand in it, of which a suite has one."""
 PARTS = {
@@ -43,7 +43,7 @@ PARTS = {
     "transport_only": "masking alone",
     "prefix_only": "the prefix alone, attention as it is",
     "prefix_calibrated": "the prefix alone, attention calibrated",
-    "guardalign_literal": "the paper read to the letter",
+    "guardalign_literal": "the equations as printed, on our patches and at our share",
     "all_masked": "every picture painted over: no masking hides more",
 }
 """The rows of the table of parts, and what each of them is; the last two are no parts."""
@@ -196,7 +196,10 @@ def _sentences(
         )
     touched = [cell for _, (*_, cell) in masked if cell]
     if touched:
-        yield f"Of harmless pictures, {full(touched[0])} lose a patch."
+        yield (
+            f"Of pictures without anything toxic, {full(touched[0])} lose a patch; something toxic "
+            "is masked in harmless requests as well."
+        )
 
 
 def _scores(clip: str, found: Row) -> Figure:

@@ -322,6 +322,11 @@ class PatchTransport:
             spread = _spread(found, grid, setting.grid)
             total = spread if total is None else total + spread
         assert total is not None
+        if wrong := total.isnan().any(dim=1).nonzero().flatten().tolist():
+            raise BadRequest(
+                f"picture {wrong[0]}: its patches have no scores, so that nothing would be masked; "
+                f"the CLIP computes in {self.clip.dtype}: load it in float32."
+            )
         return total
 
     @torch.no_grad()
