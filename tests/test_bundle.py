@@ -259,6 +259,20 @@ def test_a_method_of_a_newer_hauberk_is_named_with_the_known_ones(tiny, bundle):
         hauberk.load(bundle, tiny.model, tiny.processor)
 
 
+def test_a_concept_bank_is_no_defense_and_says_how_it_is_read(tiny, bundle):
+    sign(bundle, method="concept_bank")
+    with pytest.raises(BadBundle, match=r"is a concept bank.*ConceptBank\.load"):
+        hauberk.load(bundle, tiny.model, tiny.processor)
+
+
+def test_every_layer_calls_a_concept_bank_alike():
+    from hauberk import concepts
+    from registry import bundles
+    from tasks import stage
+
+    assert concepts.METHOD == bundles.BANK == stage.BANK
+
+
 def test_a_folder_without_a_card_is_no_bundle(tiny, tmp_path):
     with pytest.raises(BadBundle, match="found 0"):
         hauberk.load(tmp_path, tiny.model, tiny.processor)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hauberk.bundle import check_binding, read_card
+from hauberk.concepts import METHOD as CONCEPT_BANK
 from hauberk.defenses.guardalign import GuardAlign
 from hauberk.defenses.protocol import Defense, Undefended
 from hauberk.defenses.shift import Shift
@@ -39,6 +40,11 @@ def load(
         If it needs a CLIP that cannot be loaded.
     """
     home, card = read_card(Path(folder))
+    if card.method == CONCEPT_BANK:
+        raise BadBundle(
+            f"{home} is a concept bank, which defends nothing by itself; read it with "
+            "hauberk.concepts.ConceptBank.load(folder, clip, processor), or load a GuardAlign."
+        )
     if card.method not in DEFENSES:
         raise BadBundle(
             f"{home}: method {card.method!r} is not one of {sorted(DEFENSES)}; "

@@ -353,10 +353,13 @@ class Remembering(PatchTransport):
     """One that looks at the same pictures once, for measurements that ask again and again.
 
     Detectors made by :meth:`with_setting` share what is remembered: features of the patches, by
-    pictures and grid.  A picture that is edited in place is not seen to have changed.
+    pictures and grid.  A picture that is edited in place is not seen to have changed, and one that
+    is not of mode RGB is looked at anew.  Everything is kept as long as the detector is.
     """
 
-    _kept: dict[tuple[int, ...], tuple[Sequence[Image.Image], Tensor]]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._kept: dict[tuple[int, ...], tuple[Sequence[Image.Image], Tensor]] = {}
 
     @classmethod
     def of(cls, detector: PatchTransport) -> "Remembering":
@@ -364,9 +367,7 @@ class Remembering(PatchTransport):
         if isinstance(detector, Remembering):
             return detector
         clip, processor, bank = detector.clip, detector.processor, detector.bank
-        made = cls(clip, processor, bank, detector.setting, batch_size=detector.batch_size)
-        made._kept = {}
-        return made
+        return cls(clip, processor, bank, detector.setting, batch_size=detector.batch_size)
 
     def with_setting(self, **changes: Any) -> "Remembering":
         """The same detector with other fields of its setting, and the same memory."""
