@@ -58,7 +58,7 @@ def note(folder: Path) -> str:
     return (
         "A rebuild may differ from these values by the tolerances in measurements.json. One from "
         f"nothing\n(matrices multiplied in {', '.join(sorted(set(kept['products'].values())))}, "
-        f"{sum(kept['seconds'].values()) / 60:.0f} minutes of training) was {found}; "
+        f"{sum(kept['seconds'].values()) / 60:.0f} minutes by the clock) was {found}; "
         f"{KEPT}\nhas its values. Nearest to its limit came {far['name']}: "
         f"{far['rebuilt']:.1%} for {far['shipped']:.1%}, "
         f"where\n{100 * far['tolerance']:.0f} points either way are allowed."
