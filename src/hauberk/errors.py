@@ -8,6 +8,7 @@
   x ResampledPicture      a picture has a size that no gradient passes through
   x BadRequest            a request that the model or its processor cannot read
   x UnsupportedRequest    a defense cannot act on this way of calling the model
+  x Diverged              a training went to where numbers end
   x BadBundle             a folder is no bundle, or one of a newer hauberk
   x TamperedBundle        a bundle's bytes are not those that were published
   x WrongModel            a bundle was made for another model
@@ -45,6 +46,10 @@ class BadRequest(HauberkError, ValueError):
 
 class UnsupportedRequest(HauberkError):
     """The model is called in a way that the defense cannot follow."""
+
+
+class Diverged(HauberkError, ArithmeticError):
+    """A loss or gradient is infinite or not a number."""
 
 
 class BadBundle(HauberkError):

@@ -43,6 +43,36 @@ def recording(
         yield seen
 
 
+def run_to(block: nn.Module, forward: Callable[[], Any]) -> Tensor:
+    """Run a forward pass no further than ``block`` and return what that puts out.
+
+    Neither the blocks after it nor the head are computed, and no gradient graph of theirs is kept.
+
+    Raises
+    ------
+    RuntimeError
+        If the pass ends without reaching the block.
+    """
+    with block.register_forward_hook(_stop):
+        try:
+            forward()
+        except _Reached as reached:
+            return reached.states
+    raise RuntimeError(f"the forward pass did not reach the {type(block).__name__} to stop at.")
+
+
+class _Reached(Exception):
+    """Leaves a forward pass with the output of the block that it was to run to."""
+
+    def __init__(self, states: Tensor) -> None:
+        super().__init__()
+        self.states = states
+
+
+def _stop(_module: nn.Module, _inputs: Any, output: Any) -> None:
+    raise _Reached(output[0] if isinstance(output, tuple) else output)
+
+
 def _replace(edit: Edit) -> Callable[..., Any]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         # transformers 5 returns the tensor itself, transformers 4 a tuple that starts with it
