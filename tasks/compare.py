@@ -1,8 +1,8 @@
 """Stage compare: all evaluations -> one table, paired differences, and the report.
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
-     artifacts/MODEL/guardalign/parts, artifacts/MODEL/adversarial, artifacts/data,
-     artifacts/CLIP/concept_bank/evaluation
+     artifacts/MODEL/guardalign/parts, artifacts/MODEL/davsp/parts, artifacts/transfer,
+     artifacts/MODEL/adversarial, artifacts/data, artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
                 together), detection.json, index.html, plots/*.svg, card.json
 """
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
-from tasks.params import PARTS, Params
+from tasks.params import DAVSP, Params, is_part
 from tasks.stage import (
+    TRANSFER,
     bundle_folder,
     clip_folder,
     evaluation_folder,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from hauberk.evaluation.run import Record
 
 REPORTS = Path("reports")
+ANSWERS = "responses.jsonl"
 
 
 def run(params: Params) -> Path:
@@ -46,22 +48,27 @@ def run(params: Params) -> Path:
     responses: list[Any] = []
     sweeps: dict[tuple[str, str], Any] = {}
     for model in params.models:
-        control = read_records(evaluation_folder(model, UNDEFENDED) / "responses.jsonl")
+        control = read_records(evaluation_folder(model, UNDEFENDED) / ANSWERS)
         metrics += keyword_rows(control)
         by_id = {record.sample_id: record for record in control}
         for folder in (
             *(evaluation_folder(model, name) for name in (UNDEFENDED, *params.evaluated)),
             parts_folder(model),
+            parts_folder(model, DAVSP),
+            TRANSFER,
         ):
-            metrics += read_json(folder / "metrics.json")
-            for defense, records in _by_defense(read_records(folder / "responses.jsonl")):
+            rows, records = read_json(folder / "metrics.json"), read_records(folder / ANSWERS)
+            metrics += (row for row in rows if row["model"] == model)
+            own = [record for record in records if record.model == model]
+            for defense, records in _by_defense(own):
                 metrics += corrected_rows(records, control)
                 responses += map(_response, records)
                 if defense != UNDEFENDED:
                     same = [by_id[record.sample_id] for record in records]
                     differences += difference_rows(records, same, asdict(params.noninferiority))
         for defense in params.evaluated:
-            sweeps[model, defense] = read_json(bundle_folder(model, defense) / "sweep.json")
+            if (sweep := bundle_folder(model, defense) / "sweep.json").is_file():
+                sweeps[model, defense] = read_json(sweep)
     detection = {clip: _detection(clip) for clip in params.concept_banks}
     comparison = Comparison(
         metrics=metrics,
@@ -71,6 +78,7 @@ def run(params: Params) -> Path:
         images=_images(params),
         chosen=params.registry.promote,
         detection=detection,
+        frames={model: _frame(params, model) for model in params.models},
         gaps={model: _gap(model) for model in params.models},
         context=_context(params),
     )
@@ -79,7 +87,7 @@ def run(params: Params) -> Path:
         write_json(differences, partial / "differences.json")
         found = [row for clip in detection.values() for row in clip["rows"]]
         write_json(found, partial / "detection.json")
-        whole = [row for row in comparison.pooled if row["defense"] not in PARTS]  # on every suite
+        whole = [row for row in comparison.pooled if not is_part(row["defense"])]  # on every suite
         write_json(whole, partial / "channels.json")
         render_report(comparison, partial)
     return REPORTS
@@ -90,6 +98,28 @@ def _gap(model: str) -> dict[str, Any]:
     folder = gap_folder(model)
     plots = {path.stem: path.read_text("utf-8") for path in sorted(folder.glob("*.svg"))}
     return {**read_json(folder / "gap.json"), "plots": plots}
+
+
+def _frame(params: Params, model: str) -> dict[str, Any]:
+    """How the frame of a model was trained, with the frame and a picture in it."""
+    from base64 import b64encode
+    from io import BytesIO
+
+    from hauberk.bundle import read_card
+    from hauberk.data.samples import read_suite
+    from hauberk.defenses.safety_prompt import SafetyPrompt
+
+    folder = bundle_folder(model, DAVSP)
+    prompt = SafetyPrompt.read(*read_card(folder))
+    shown = read_suite(suite_file(model, "train", params.davsp.harmful[0]))[0]
+
+    def png(picture: Any) -> str:
+        buffer = BytesIO()
+        picture.save(buffer, "PNG")
+        return b64encode(buffer.getvalue()).decode()
+
+    pictures = {"frame": png(prompt.picture()), "example": png(prompt.framed(shown.image))}
+    return {**read_json(folder / "training.json"), **pictures}
 
 
 def _by_defense(records: "list[Record]") -> "list[tuple[str, list[Record]]]":

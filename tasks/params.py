@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 GUARDALIGN = "guardalign"
 """Stands where the name of a defense would, for the one that is fitted by its own stage."""
 
+DAVSP = "davsp"
+"""Stands there as well, for the one that is trained by its own stage."""
+
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 Positive = Annotated[int, Field(ge=1)]
@@ -29,6 +32,17 @@ PARTS = (
     "transport_only", "prefix_only", "prefix_calibrated", "guardalign_literal", "all_masked",
 )  # fmt: skip
 """What GuardAlign's evaluation shows beside it; see tasks.ablate_guardalign."""
+PROMPT_PARTS = ("davsp_border_only", "davsp_prefix_only", "guardalign+davsp", "davsp+cmrm")
+"""The same of DAVSP: its parts, and what it does together with others; see
+tasks.ablate_safety_prompt."""
+TRANSFERRED = f"{DAVSP}@"
+"""Begins the name of a frame that was trained on another model: davsp@MODEL."""
+
+
+def is_part(defense: str) -> bool:
+    """Whether a defense is measured on some suites alone, to explain another."""
+    return defense in (*PARTS, *PROMPT_PARTS) or defense.startswith(TRANSFERRED)
+
 
 METRICS = {
     "refuse": (
@@ -71,6 +85,15 @@ class AttackBudget:
 
 
 @dataclass(frozen=True)
+class FrameBudget:
+    """What a safety prompt is trained with."""
+
+    samples: Positive
+    """Of the train split, in each suite that it is trained on."""
+    steps: Positive
+
+
+@dataclass(frozen=True)
 class Profile:
     """A budget."""
 
@@ -80,7 +103,9 @@ class Profile:
     detection: Positive = 150
     """Pictures a suite on which patch detection is measured."""
     parts: Positive = 40
-    """Samples a suite, if it has so many, on which each part of GuardAlign is measured alone."""
+    """Samples a suite, if it has so many, on which each part of a defense is measured alone."""
+    frame: FrameBudget = field(default_factory=lambda: FrameBudget(100, 150))
+    """What a safety prompt is trained with."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +204,80 @@ class GuardAlignParams:
     """Suites on which every part is measured alone."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class HarmParams:
+    """A harmfulness vector: what it is fitted on, and how states are scored with it.
+
+    See :mod:`hauberk.analysis.harmfulness`.  What is null follows from requests that it was not
+    fitted on; the authors' code has the score "raw", block 19 (counted from 0), 27 and -2.
+    """
+
+    harmful: Annotated[list[str], Field(min_length=1)]
+    harmless: Annotated[list[str], Field(min_length=1)]
+    """Suites of the anchor split."""
+    score: Literal["span", "raw"] = "span"
+    layer: Annotated[int, Field(ge=0)] | None = None
+    high: float | None = None
+    """What harmful requests are to score at least."""
+    low: float | None = None
+    """What harmless requests are to score at most."""
+    quantile: Share = 0.5
+    """Of the held-out scores of a kind, where its threshold is null."""
+
+
+@dataclass(frozen=True)
+class FrameParams:
+    """Where the frame of a model is; see :class:`hauberk.defenses.safety_prompt.Geometry`."""
+
+    canvas: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    """Height and width; null for what the processor feeds the first picture as."""
+    margins: (
+        Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=4, max_length=4)] | None
+    ) = None
+    """Above, right, below, left; null for one patch of the vision tower on each side."""
+    fit: Literal["shrink", "cover"] = "shrink"
+
+
+@dataclass(frozen=True)
+class FrameTraining:
+    """How frames are trained; see :class:`hauberk.defenses.safety_prompt_training.FrameSetting`."""
+
+    batch: Positive = 8
+    optimizer: Literal["adam", "sign"] = "adam"
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.03
+    batches: Literal["both", "one"] = "both"
+    harmful_answered: Share = 1.0
+    answer_weight: Annotated[float, Field(ge=0)] = 1.0
+    clean_weight: Annotated[float, Field(ge=0)] = 0.0
+    validations: Positive = 4
+    """Frames, evenly over the steps, of which the best is kept."""
+
+
+@dataclass(frozen=True)
+class SafetyPromptParams:
+    """DAVSP: its vector, its frame, and what it is trained, validated and taken apart on."""
+
+    prefix: str
+    """Stands before every question with a picture, as the authors' does; "" for none."""
+    harm: HarmParams
+    frames: dict[str, FrameParams]
+    """By model; one that is not named has a frame of one patch around what is fed."""
+    harmful: Annotated[list[str], Field(min_length=1)]
+    harmless: Annotated[list[str], Field(min_length=1)]
+    """Suites of the train split; one that stands there twice counts twice."""
+    validate_on: Annotated[list[str], Field(min_length=1)]
+    """Suites of the calibration split, by which the best frame is chosen."""
+    parts_on: Annotated[list[str], Field(min_length=1)]
+    training: FrameTraining = field(default_factory=FrameTraining)
+
+    def frame_of(self, model: str) -> FrameParams:
+        """Where the frame of a model is."""
+        return self.frames.get(model, FrameParams())
+
+
 @dataclass(frozen=True)
 class AttackParams:
     """How pictures are attacked: see :class:`hauberk.attacks.pgd.Pgd`."""
@@ -244,6 +343,7 @@ class Params:
     defenses: dict[str, ShiftParams]
     concept_banks: dict[str, BankParams]
     guardalign: GuardAlignParams
+    davsp: SafetyPromptParams
     evaluate: Generation
     gap: GapParams
     gate: list[dict[str, Any]]
@@ -258,11 +358,12 @@ class Params:
     @property
     def evaluated(self) -> tuple[str, ...]:
         """The defenses that have a bundle and an evaluation of every model."""
-        return (*self.defenses, GUARDALIGN)
+        return (*self.defenses, GUARDALIGN, DAVSP)
 
 
 for _section in (
-    Sizes, AttackBudget, Profile, ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
+    Sizes, AttackBudget, FrameBudget, Profile, HarmParams, FrameParams, FrameTraining,
+    SafetyPromptParams, ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
     GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, Margins, Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
@@ -363,7 +464,7 @@ def _known(location: tuple[Any, ...]) -> list[str]:
     """List the keys that are right where an unknown one stands."""
     sections: dict[tuple[str, int], Any] = {
         ("profiles", 3): Profile,
-        ("profiles", 4): AttackBudget if "attack" in location else Sizes,
+        ("profiles", 4): next((kind for name, kind in _BUDGETS.items() if name in location), Sizes),
         ("models", 3): ModelSpec,
         ("defenses", 3): ShiftParams,
         ("defenses", 5): Variant,
@@ -371,6 +472,9 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("concept_banks", 4): TransportParams,
         ("guardalign", 2): GuardAlignParams,
         ("guardalign", 4): GuardVariant,
+        ("davsp", 2): SafetyPromptParams,
+        ("davsp", 3): FrameTraining if "training" in location else HarmParams,
+        ("davsp", 4): FrameParams,
         ("attack", 2): AttackParams,
         ("evaluate", 2): Generation,
         ("gap", 2): GapParams,
@@ -379,6 +483,9 @@ def _known(location: tuple[Any, ...]) -> list[str]:
     }
     section = sections.get((str(location[0]), len(location)), Params)
     return [each.name for each in fields(section)]
+
+
+_BUDGETS = {"attack": AttackBudget, "frame": FrameBudget}
 
 
 def _contradictions(params: Params, root: Path) -> Iterator[str]:
@@ -407,6 +514,7 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
         if clip in params.models:
             yield f"concept_banks.{clip}: is among `models` as well; give one of them another name"
     yield from _bad_guardalign(params, root)
+    yield from _bad_davsp(params, root)
     yield from _bad_gate(params)
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
@@ -449,7 +557,7 @@ def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
         yield f"{key}: artifacts/MODEL/{name} holds attacked pictures; give it another name"
     if name == UNDEFENDED:
         yield f"{key}: {name!r} is the undefended model; give the defense another name"
-    if name in (GUARDALIGN, *PARTS):
+    if name in (GUARDALIGN, DAVSP) or is_part(name):
         yield f"{key}: {name!r} is made by stages of its own; give this defense another name"
     if name == "gap":
         yield f"{key}: artifacts/MODEL/gap holds the analysis of the gap; give it another name"
@@ -500,6 +608,43 @@ def _bad_guardalign(params: Params, root: Path) -> Iterator[str]:
                 f"word; {prefix.text.rstrip()!r} is right for an answer"
             )
         yield from _bad_layers(key, prefix.layers or [], params.models, root)
+
+
+def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
+    from hauberk.data.lab import ATTACKED, SUITES
+
+    told = params.davsp
+    yield from _unknown("davsp.frames", list(told.frames), params.models)
+    yield from _bad_calibration("davsp.validate_on", told.validate_on)
+    yield from _unknown("davsp.parts_on", told.parts_on, params.suites)
+    yield from _repeated("davsp.parts_on", told.parts_on)
+    for key, expected, names in (
+        ("davsp.harm.harmful", "refuse", told.harm.harmful),
+        ("davsp.harm.harmless", "answer", told.harm.harmless),
+        ("davsp.harmful", "refuse", told.harmful),
+        ("davsp.harmless", "answer", told.harmless),
+    ):
+        yield from _unknown(key, names, SUITES)
+        for name in dict.fromkeys(names):
+            if name not in SUITES or name in ATTACKED:
+                continue
+            sample = _sample_of(name)
+            if sample.expected != expected:
+                right = "harmful requests" if expected == "refuse" else "harmless requests"
+                yield f"{key}: {name!r} is no suite of {right}; put it on the other side"
+            if sample.image is None:
+                yield f"{key}: {name!r} has no pictures, around which a frame could be"
+    if told.harm.layer is not None:
+        yield from _bad_layers("davsp.harm", [told.harm.layer], params.models, root)
+    for name, frame in told.frames.items():
+        if frame.canvas is None or frame.margins is None:
+            continue
+        (height, width), (top, right, bottom, left) = frame.canvas, frame.margins
+        if top + bottom >= height or left + right >= width or not any(frame.margins):
+            yield (
+                f"davsp.frames.{name}.margins: {frame.margins} leave no frame or no room for an "
+                f"image on a canvas of {height} x {width}"
+            )
 
 
 def _bad_model(key: str, name: str, path: str, root: Path) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """Stage prepare_data: the lab's world -> suites in the normal form.
 
 in   nothing but parameters
-out  artifacts/data/SPLIT/SUITE.parquet   test for every suite; anchor and calibration where a
-     defense is fitted or calibrated on it; anchor where the gap is analysed on it; test and
-     calibration where pictures are attacked
+out  artifacts/data/SPLIT/SUITE.parquet   test for every suite; anchor, train and calibration where
+     a defense is fitted, trained or calibrated on it; anchor where the gap is analysed on it; test
+     and calibration where pictures are attacked
      artifacts/data/card.json             sizes and hashes
 """
 
@@ -40,7 +40,9 @@ def _wanted(params: Params) -> list[tuple[str, str, int]]:
     anchors = {suite for defense in params.defenses.values() for suite in defense.anchors}
     anchors.update(GAP_SUITES)
     calibration = {s for defense in params.defenses.values() for s in defense.calibrate_on}
-    calibration.update(params.guardalign.calibrate_on)
+    calibration.update(params.guardalign.calibrate_on, params.davsp.validate_on)
+    anchors.update(params.davsp.harm.harmful, params.davsp.harm.harmless)
+    trained = {*params.davsp.harmful, *params.davsp.harmless}
 
     def drawn(suites: Iterable[str]) -> list[str]:
         return sorted({*suites, *ATTACKED.values()} - ATTACKED.keys())
@@ -49,6 +51,7 @@ def _wanted(params: Params) -> list[tuple[str, str, int]]:
         *(("test", suite, sizes.samples) for suite in drawn(params.suites)),
         *(("calibration", suite, sizes.calibration) for suite in drawn(calibration)),
         *(("anchor", suite, sizes.anchor) for suite in sorted(anchors)),
+        *(("train", suite, params.budget.frame.samples) for suite in sorted(trained)),
     ]
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.allocator import keep_freed_memory
 from hauberk.errors import BadParams, HauberkError
-from tasks.params import GUARDALIGN, BankParams, ModelSpec, Params, load_params
+from tasks.params import DAVSP, GUARDALIGN, BankParams, ModelSpec, Params, load_params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ARTIFACTS = Path("artifacts")
+FRAMES = ARTIFACTS / "frames"
+"""Every model's frame once more, in one place: what is tried on other models."""
+TRANSFER = ARTIFACTS / "transfer"
 DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
 BANK = "concept_bank"
@@ -130,9 +133,14 @@ def clip_folder(clip: str, of: str) -> Path:
     return ARTIFACTS / clip / BANK / of
 
 
-def parts_folder(model: str) -> Path:
-    """Where the parts of GuardAlign lie as they were measured alone."""
-    return ARTIFACTS / model / GUARDALIGN / "parts"
+def parts_folder(model: str, defense: str = GUARDALIGN) -> Path:
+    """Where the parts of a defense lie as they were measured alone."""
+    return ARTIFACTS / model / defense / "parts"
+
+
+def harm_folder(model: str) -> Path:
+    """Where the harmfulness vector of a model lies."""
+    return ARTIFACTS / model / DAVSP / "harm"
 
 
 def evaluation_folder(model: str, defense: str) -> Path:

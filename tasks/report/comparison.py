@@ -8,7 +8,7 @@ from typing import Any
 
 from hauberk import UNDEFENDED
 from hauberk.evaluation.judges import ENDS
-from tasks.params import PARTS
+from tasks.params import is_part
 from tasks.report.channels import ALL, CHANNELS, pooled, suite_order
 
 Row = Mapping[str, Any]
@@ -53,6 +53,8 @@ class Comparison:
     """Model -> the defense that is put forward for it."""
     detection: Mapping[str, Row] = field(default_factory=dict)
     """CLIP -> its detection.json, and under `rows` its metrics.json."""
+    frames: Mapping[str, Row] = field(default_factory=dict)
+    """Model -> its training.json, and in base64 PNGs of its `frame` and of an `example` in it."""
     gaps: Mapping[str, Row] = field(default_factory=dict)
     """Model -> its gap.json, and under `plots` the SVG of each of its plots."""
     context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Comparison:
         """
         names = _unique(row["defense"] for row in self.metrics if row["model"] == model)
         first = (UNDEFENDED, self.chosen.get(model))
-        whole = [name for name in names if parts or name not in PARTS]
+        whole = [name for name in names if parts or not is_part(name)]
         return sorted(whole, key=lambda name: first.index(name) if name in first else len(first))
 
     def suites(self, model: str, metric: str | None = None) -> list[str]:

@@ -11,6 +11,9 @@ from hauberk import UNDEFENDED
 from tasks.report import tables, words
 from tasks.report.channels import ALL, channel_of, mirrors, suite_order
 from tasks.report.comparison import Comparison
+from tasks.report.davsp import ATTACKS as PROMPT_ATTACKS
+from tasks.report.davsp import COSTS as PROMPT_COSTS
+from tasks.report.davsp import prompt_parts, prompted, transfer
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting_cells
 from tasks.report.gap import gaps
 from tasks.report.guardalign import ATTACKS, COSTS, MASKED, attended, parts, seen
@@ -58,6 +61,7 @@ def render_report(comparison: Comparison, out: Path) -> Path:
         *plots.values(),
         *(gap.figures for gap in content["gaps"].values()),
         *(found.figures for found in content["seen"].values()),
+        *(found.figures for found in content["prompted"].values()),
         [found.figure for found in content["attended"].values()],
     ]
     for figure in chain.from_iterable(drawn):
@@ -103,6 +107,11 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "parts": parts(comparison),
         "parts_attacks": ATTACKS,
         "parts_costs": COSTS,
+        "prompted": prompted(comparison),
+        "prompt_parts": prompt_parts(comparison),
+        "prompt_attacks": PROMPT_ATTACKS,
+        "prompt_costs": PROMPT_COSTS,
+        "transfer": transfer(comparison),
         "sweeps": comparison.sweeps,
         "judges": {model: judged(comparison, model) for model in comparison.models},
         "samples": samples,

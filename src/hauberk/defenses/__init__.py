@@ -7,13 +7,19 @@ from hauberk.bundle import check_binding, read_card
 from hauberk.concepts import METHOD as CONCEPT_BANK
 from hauberk.defenses.guardalign import GuardAlign
 from hauberk.defenses.protocol import Defense, Undefended
+from hauberk.defenses.safety_prompt import SafetyPrompt
 from hauberk.defenses.shift import Shift
+from hauberk.defenses.stack import Stack
 from hauberk.errors import BadBundle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-DEFENSES: dict[str, type[Defense]] = {"cmrm": Shift, "guardalign": GuardAlign}
+DEFENSES: dict[str, type[Defense]] = {
+    "cmrm": Shift,
+    "davsp": SafetyPrompt,
+    "guardalign": GuardAlign,
+}
 
 
 def load(
@@ -54,4 +60,13 @@ def load(
     return DEFENSES[card.method].load(home, card, model, processor, clip=clip)
 
 
-__all__ = ["DEFENSES", "Defense", "GuardAlign", "Shift", "Undefended", "load"]
+__all__ = [
+    "DEFENSES",
+    "Defense",
+    "GuardAlign",
+    "SafetyPrompt",
+    "Shift",
+    "Stack",
+    "Undefended",
+    "load",
+]

@@ -235,6 +235,12 @@ class FrameLoss:
             backward=backward,
         )
 
+    @torch.no_grad()
+    def scores(self, frame: Tensor, rows: Sequence[Prepared]) -> Tensor:
+        """Score requests under a frame, (3, height, width) uint8: (n,) float32."""
+        canvas = self.canvas(frame.to(self.model.device).float() / 255, rows)
+        return self._scored(canvas, rows)[0]
+
     def _scored(
         self, canvas: Tensor, rows: Sequence[Prepared]
     ) -> tuple[Tensor, None, Tensor | None]:

@@ -1,0 +1,232 @@
+"""Stage train_safety_prompt: train suites, a harmfulness vector and a model -> a DAVSP bundle.
+
+in   artifacts/data/train/*, artifacts/data/calibration/*, artifacts/MODEL/davsp/harm, the model
+out  artifacts/MODEL/davsp/bundle/   frame.png, training.json (losses by step, what validation
+     said, scores of requests before and after), card.json
+     artifacts/frames/MODEL/         the same bundle, where what tries it on other models finds it
+
+What is to be answered is what the model itself says: to a harmless request without a frame, to a
+harmful one without its picture, or else as it refuses others.  A run that was killed goes on after
+its last validation.
+"""
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.params import DAVSP, Params
+from tasks.stage import (
+    FRAMES,
+    SCRATCH,
+    bundle_folder,
+    harm_folder,
+    load_model,
+    main,
+    read_json,
+    spread,
+    suite_file,
+)
+
+_SHOWN = 200
+"""Requests of a kind whose scores are shown, before and after."""
+
+
+def run(params: Params, model_name: str) -> Path:
+    """Train the frame, keep the best of those that were validated, write the bundle."""
+    from tqdm import tqdm
+
+    from hauberk.bundle import binding_of, file_hash
+    from hauberk.data.samples import read_suite
+    from hauberk.defenses.safety_prompt import SafetyPrompt
+    from hauberk.defenses.safety_prompt_step import FrameLoss, Goal
+    from hauberk.defenses.safety_prompt_training import Course, FrameSetting, train_frame
+    from hauberk.evaluation.selection import measure
+
+    told, budget = params.davsp, params.budget.frame
+    model, processor = load_model(params, model_name)
+    files = {
+        f"{split}/{suite}": suite_file(model_name, split, suite)
+        for split, suites in (
+            ("train", (*told.harmful, *told.harmless)),
+            ("calibration", told.validate_on),
+        )
+        for suite in suites
+    }
+    read = {name: read_suite(file) for name, file in files.items()}
+    trained = [s for suite in (*told.harmful, *told.harmless) for s in read[f"train/{suite}"]]
+    validated = [s for suite in told.validate_on for s in read[f"calibration/{suite}"]]
+    geometry = geometry_of(params, model_name, model, processor, trained[0].image)
+    axis, high, low = harm_of(model_name)
+    goal = Goal(axis, high, low, told.training.answer_weight, told.training.clean_weight)
+    loss = FrameLoss(model, processor, geometry, goal, prefix=told.prefix)
+    cases = cases_of(params, model, processor, trained)
+    prepared = loss.prepare(cases, params.evaluate.max_new_tokens)
+    setting = FrameSetting(
+        steps=budget.steps,
+        batch=told.training.batch,
+        optimizer=told.training.optimizer,
+        rate=told.training.rate,
+        batches=told.training.batches,
+        harmful_answered=told.training.harmful_answered,
+        validate_every=max(1, budget.steps // told.training.validations),
+        seed=params.seed,
+    )
+    rates: list[dict[str, Any]] = []
+
+    def validate(frame: Any) -> float:
+        prompt = SafetyPrompt(frame, geometry, told.prefix)
+        found = measure(
+            model,
+            processor,
+            validated,
+            prompt,
+            batch_size=params.evaluate.batch_size,
+            max_new_tokens=params.evaluate.max_new_tokens,
+        )
+        rates.append(found.document())
+        return found.merit
+
+    scratch = SCRATCH / f"train_safety_prompt@{model_name}"
+    start = start_of(geometry, [sample.image for sample in trained])
+    with tqdm(total=setting.steps, desc=f"{model_name}: steps of a frame") as bar:
+        result = train_frame(
+            [Course(loss, prepared)],
+            start,
+            setting,
+            validate,
+            checkpoint=scratch / "frame.safetensors",
+            progress=bar.update,
+        )
+    prompt = SafetyPrompt(result.frame, geometry, told.prefix)
+    document = {
+        "rule": (
+            "Of the frames that were validated, the one with the largest difference between the "
+            "benign suites' mean accuracy and the attack suites' mean unsafe rate, the earliest "
+            "among equals; 0 is the untrained frame.  Measured on the calibration split only."
+        ),
+        "step": result.step,
+        "validated": [{"step": step, "merit": merit} for step, merit in result.validated.items()],
+        "history": result.history,
+        "goal": {"layer": axis.layer, "high": high, "low": low},
+        "scores": _scores(loss, prepared, start, result.frame),
+    }
+    folder = prompt.save(
+        bundle_folder(model_name, DAVSP),
+        binding_of(model, processor),
+        data=[{"id": name, "sha256": file_hash(file)} for name, file in files.items()],
+        measurements={"calibration_merit": result.validated[result.step]},
+        extra_files={"training.json": json.dumps(document, indent=1, sort_keys=True) + "\n"},
+    )
+    shutil.rmtree(FRAMES / model_name, ignore_errors=True)
+    shutil.copytree(folder, FRAMES / model_name)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def geometry_of(params: Params, name: str, model: Any, processor: Any, picture: Any) -> Any:
+    """Where the frame of a model is: as params.yaml says, or a patch wide around what is fed."""
+    from hauberk.anatomy import anatomy_of
+    from hauberk.defenses.safety_prompt import Geometry
+    from hauberk.errors import BadParams
+    from hauberk.pixels import as_fed
+    from hauberk.requests import mean_color
+
+    told = params.davsp.frame_of(name)
+    width, height = as_fed(processor, picture).size
+    if told.canvas is not None:
+        height, width = told.canvas
+    config: Any = anatomy_of(model).vision_tower.config
+    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
+    margins = told.margins or [patch] * 4
+    try:
+        return Geometry(height, width, tuple(margins), told.fit, mean_color(processor))
+    except ValueError as error:
+        raise BadParams(f"davsp.frames.{name}: {error}") from None
+
+
+def harm_of(name: str) -> tuple[Any, float, float]:
+    """How states of a model are scored, and what harmful and harmless requests are to score."""
+    from safetensors.torch import load_file
+
+    from hauberk.analysis.harmfulness import HarmVectors
+
+    folder = harm_folder(name)
+    found = read_json(folder / "harm.json")
+    vectors = HarmVectors(**load_file(folder / "vectors.safetensors"))
+    return vectors.axis(found["layer"], found["score"]), found["high"], found["low"]
+
+
+def cases_of(params: Params, model: Any, processor: Any, samples: Sequence[Any]) -> list[Any]:
+    """Give every request what is to be answered to it."""
+    from dataclasses import replace
+
+    from hauberk.defenses.safety_prompt_step import Case
+    from hauberk.errors import BadData
+    from hauberk.evaluation.run import judge_response
+    from hauberk.requests import respond
+
+    asked = [replace(s, image=None) if s.expected == "refuse" else s for s in samples]
+    answers = respond(
+        model,
+        processor,
+        [sample.request for sample in asked],
+        max_new_tokens=params.evaluate.max_new_tokens,
+        batch_size=params.evaluate.batch_size,
+    )
+    outcomes = [
+        judge_response(sample, answer, model="", defense="").outcome
+        for sample, answer in zip(asked, answers, strict=True)
+    ]
+    pairs = list(zip(samples, answers, outcomes, strict=True))
+    refusals = Counter(answer.text for s, answer, how in pairs if how == "refused")
+    if not refusals:
+        raise BadData(
+            "the model refuses none of the harmful requests of davsp.harmful, not even without "
+            "their pictures, so that there is no refusal to train on; name other suites."
+        )
+    usual = refusals.most_common(1)[0][0]
+    cases = []
+    for sample, answer, how in pairs:
+        harmful = sample.expected == "refuse"
+        if harmful or (how != "refused" and answer.text):
+            said = answer.text if not harmful or how == "refused" else usual
+            cases.append(Case(sample.request, harmful, said))
+    return cases
+
+
+def start_of(geometry: Any, pictures: Sequence[Any]) -> Any:
+    """Start with the mean colour of the pictures' own edges, which a model is used to see there."""
+    import numpy as np
+    import torch
+
+    edges = []
+    for picture in pictures:
+        pixels = np.asarray(picture.convert("RGB"), dtype=np.float64)
+        rows, columns = (pixels[[0, -1]], pixels[:, [0, -1]])
+        edges.append(np.concatenate([rows.reshape(-1, 3), columns.reshape(-1, 3)]).mean(0))
+    color = torch.tensor(np.mean(edges, axis=0)).round().to(torch.uint8)
+    return color.view(3, 1, 1).expand(3, geometry.height, geometry.width).clone()
+
+
+def _scores(loss: Any, prepared: Sequence[Any], before: Any, after: Any) -> dict[str, Any]:
+    """Score requests of both kinds with the untrained frame and with the trained one."""
+    from hauberk.pixels import frozen
+
+    found: dict[str, Any] = {}
+    for kind in (True, False):
+        rows = spread([row for row in prepared if row.harmful is kind], _SHOWN)
+        for when, frame in (("before", before), ("after", after)):
+            scores: list[float] = []
+            for start in range(0, len(rows), 32):
+                part = rows[start : start + 32]
+                with frozen(loss.model):
+                    scores += loss.scores(frame, part).tolist()
+            found.setdefault("harmful" if kind else "harmless", {})[when] = scores
+    return found
+
+
+if __name__ == "__main__":
+    main("train_safety_prompt", run, "model")

@@ -1,0 +1,54 @@
+"""Stage transfer_safety_prompt: the frame of every model, tried on every other one.
+
+in   artifacts/frames/*, artifacts/data/test/*, artifacts/MODEL/adversarial, the models
+out  artifacts/transfer/   responses.jsonl, metrics.json, card.json
+
+A frame is only pixels, so it can be put before a model that it was not made for, as it would be
+before one behind an API; how far that helps is for the numbers to say.  The rows are named
+davsp@MODEL after the model that the frame was trained on.  A processor that does not feed a canvas
+as it is resamples or crops it, as it would any picture.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from tasks.params import DAVSP, TRANSFERRED, Params
+from tasks.parts import measure_parts
+from tasks.stage import FRAMES, TRANSFER, load_model, main, suite_file, write_json, writing
+
+
+def run(params: Params) -> Path:
+    """Answer and judge the first test samples of each suite under the frames of other models."""
+    from hauberk.bundle import binding_of, read_card, versions
+    from hauberk.data.samples import read_suite
+    from hauberk.defenses.safety_prompt import SafetyPrompt
+    from hauberk.evaluation.run import write_records
+
+    cards = {name: read_card(FRAMES / name) for name in params.models}
+    frames = {name: SafetyPrompt.read(*found) for name, found in cards.items()}
+    records, rows, bindings = [], [], {}
+    for target in params.models:
+        model, processor = load_model(params, target)
+        files = [suite_file(target, "test", suite) for suite in params.davsp.parts_on]
+        samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
+        others = {f"{TRANSFERRED}{name}": frames[name] for name in params.models if name != target}
+        found = measure_parts(params, target, (model, processor), samples, others)
+        records += found[0]
+        rows += found[1]
+        bindings[target] = asdict(binding_of(model, processor))
+    card = {
+        "defense": DAVSP,
+        "bindings": bindings,
+        "frames": {name: (FRAMES / name / "card.json").name for name in params.models},
+        "generation": asdict(params.evaluate),
+        "versions": versions(),
+        "responses": len(records),
+    }
+    with writing(TRANSFER, card) as partial:
+        write_records(records, partial / "responses.jsonl")
+        write_json(rows, partial / "metrics.json")
+    return TRANSFER
+
+
+if __name__ == "__main__":
+    main("transfer_safety_prompt", run)
