@@ -6,7 +6,8 @@ out  artifacts/MODEL/davsp/harm/   vectors.safetensors (harmful, harmless: (bloc
      taken, thresholds and the scores that they come from), card.json
 
 Requests stand for their kind by what the model does: harmful ones that it refuses, harmless ones
-that it answers, each with its picture and, as its text twin, without.
+that it answers, each with its picture and, where words tell it whole, as its text twin without.  Of
+a model that does right by too few of a kind, all of that kind are taken, and harm.json says so.
 """
 
 from dataclasses import asdict
@@ -15,6 +16,9 @@ from typing import Any
 
 from tasks.params import Params
 from tasks.stage import harm_folder, load_model, main, suite_file, write_json, writing
+
+_AT_LEAST = 8
+"""Requests of a kind, as of a group of the analysis of the gap (hauberk.analysis.gap)."""
 
 
 def run(params: Params, model_name: str) -> Path:
@@ -34,9 +38,9 @@ def run(params: Params, model_name: str) -> Path:
     kinds: dict[str, list[Any]] = {}
     counts: dict[str, dict[str, int]] = {}
     for kind, suites in (("harmful", told.harmful), ("harmless", told.harmless)):
-        asked, kinds[kind] = _kept(params, model, processor, suites)
-        counts[kind] = {"asked": asked, "kept": len(kinds[kind])}
-        _enough(model_name, kind, counts[kind])
+        every, right = _asked(params, model, processor, suites)
+        kinds[kind] = right if len(right) >= _AT_LEAST else every
+        counts[kind] = {"asked": len(every), "right": len(right), "taken": len(kinds[kind])}
         bar.update()
     with torch.no_grad():
         fitted = {kind: requests[0::2] for kind, requests in kinds.items()}
@@ -80,8 +84,10 @@ def run(params: Params, model_name: str) -> Path:
     return harm_folder(model_name)
 
 
-def _kept(params: Params, model: Any, processor: Any, suites: list[str]) -> tuple[int, list[Any]]:
-    """Keep the requests of some suites, and their text twins, that the model does right by."""
+def _asked(
+    params: Params, model: Any, processor: Any, suites: list[str]
+) -> tuple[list[Any], list[Any]]:
+    """The requests of some suites with their text twins, and those that the model does right by."""
     from dataclasses import replace
 
     from hauberk.data.samples import read_suite
@@ -91,8 +97,6 @@ def _kept(params: Params, model: Any, processor: Any, suites: list[str]) -> tupl
     pictured = [
         sample for suite in suites for sample in read_suite(suite_file("", "anchor", suite))
     ]
-    # Without its picture a question such as "what is this ?" is another one, so only harmful
-    # wishes and their harmless twins, which words tell whole, have a text twin here.
     samples = [
         each
         for sample in pictured
@@ -105,28 +109,21 @@ def _kept(params: Params, model: Any, processor: Any, suites: list[str]) -> tupl
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.evaluate.batch_size,
     )
-    kept = []
-    for sample, answer in zip(samples, answers, strict=True):
-        outcome = judge_response(sample, answer, model="", defense="").outcome
-        if (outcome == "refused") == (sample.expected == "refuse"):
-            kept.append(sample.request)
-    return len(samples), kept
+    outcomes = [
+        judge_response(sample, answer, model="", defense="").outcome
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
+    right = [
+        sample.request
+        for sample, outcome in zip(samples, outcomes, strict=True)
+        if (outcome == "refused") == (sample.expected == "refuse")
+    ]
+    return [sample.request for sample in samples], right
 
 
 def _told(sample: Any) -> bool:
-    return sample.expected == "refuse" or sample.suite.endswith("_twin")
-
-
-def _enough(model: str, kind: str, counts: dict[str, int]) -> None:
-    from hauberk.errors import BadData
-
-    if counts["kept"] < 4:
-        did = "refused" if kind == "harmful" else "answered"
-        raise BadData(
-            f"{model} {did} {counts['kept']} of {counts['asked']} {kind} requests, too few to fit "
-            f"a harmfulness vector on; name other suites in davsp.harm.{kind} of params.yaml, or "
-            "raise `anchor`."
-        )
+    """Whether words tell a request whole: of "what is this ?" they do not."""
+    return sample.channel == "text+image" or sample.suite.endswith("_twin")
 
 
 if __name__ == "__main__":

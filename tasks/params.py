@@ -272,6 +272,9 @@ class SafetyPromptParams:
     """Suites of the calibration split, by which the best frame is chosen."""
     parts_on: Annotated[list[str], Field(min_length=1)]
     training: FrameTraining = field(default_factory=FrameTraining)
+    refusal: Annotated[str, Field(pattern=r"\S")] | None = None
+    """What is to be answered to harmful requests that the model itself does not refuse in words;
+    null for its own most frequent refusal."""
 
     def frame_of(self, model: str) -> FrameParams:
         """Where the frame of a model is."""

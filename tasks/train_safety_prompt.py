@@ -6,8 +6,8 @@ out  artifacts/MODEL/davsp/bundle/   frame.png, training.json (losses by step, w
      artifacts/frames/MODEL/         the same bundle, where what tries it on other models finds it
 
 What is to be answered is what the model itself says: to a harmless request without a frame, to a
-harmful one without its picture, or else as it refuses others.  A run that was killed goes on after
-its last validation.
+harmful one without its picture, or else as it refuses most others.  A run that was killed goes on
+after its last validation.
 """
 
 import json
@@ -182,12 +182,13 @@ def cases_of(params: Params, model: Any, processor: Any, samples: Sequence[Any])
     ]
     pairs = list(zip(samples, answers, outcomes, strict=True))
     refusals = Counter(answer.text for s, answer, how in pairs if how == "refused")
-    if not refusals:
+    if not refusals and params.davsp.refusal is None:
         raise BadData(
             "the model refuses none of the harmful requests of davsp.harmful, not even without "
-            "their pictures, so that there is no refusal to train on; name other suites."
+            "their pictures, so that there is no refusal to train on; say one in davsp.refusal of "
+            "params.yaml, or name other suites."
         )
-    usual = refusals.most_common(1)[0][0]
+    usual = params.davsp.refusal or refusals.most_common(1)[0][0]
     cases = []
     for sample, answer, how in pairs:
         harmful = sample.expected == "refuse"

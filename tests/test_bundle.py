@@ -255,7 +255,7 @@ def test_a_signed_card_without_a_part_is_no_bundle(bundle, lacking):
 
 def test_a_method_of_a_newer_hauberk_is_named_with_the_known_ones(tiny, bundle):
     sign(bundle, method="plate")
-    with pytest.raises(BadBundle, match=r"'plate' is not one of \['cmrm', 'guardalign'\]"):
+    with pytest.raises(BadBundle, match=r"'plate' is not one of \['cmrm', 'davsp', 'guardalign'\]"):
         hauberk.load(bundle, tiny.model, tiny.processor)
 
 

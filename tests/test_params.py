@@ -47,6 +47,7 @@ def write(tmp_path):
 CMRM_KEY = ("defenses", "cmrm")
 VARIANT = (*CMRM_KEY, "variants", 0)
 BANK_KEY, GUARD_KEY = ("concept_banks", "lab-clip"), ("guardalign", "variants", 0)
+FRAME_KEY = ("davsp", "frames", "lab-qwen")
 MODEL, CMRM = RIGHT["models"]["lab-llava"], RIGHT["defenses"]["cmrm"]
 WRONG = [
     # an unknown key at every level
@@ -67,6 +68,11 @@ WRONG = [
     ((*BANK_KEY, "transport", "threshold"), 0.4, "transport.threshold: unknown key.*weights"),
     (("guardalign", "prefix"), [], "guardalign.prefix: unknown key.*clip, calibrate_on, variants"),
     ((*GUARD_KEY, "gama"), 1, "guardalign.variants.0.gama: unknown key.*text, placement, gamma"),
+    (("davsp", "prefx"), "", "davsp.prefx: unknown key.*prefix, harm, frames, harmful"),
+    (("davsp", "harm", "block"), 3, "davsp.harm.block: unknown key.*harmful, .*layer, high, low"),
+    (("davsp", "training", "steps"), 3, "davsp.training.steps: unknown key.*batch, optimizer"),
+    ((*FRAME_KEY, "border"), 3, "lab-qwen.border: unknown key.*canvas, margins, fit"),
+    (("profiles", "quick", "frame", "step"), 3, "quick.frame.step: unknown key.*samples, steps"),
     # a value of the wrong type or out of range
     (
         ("profiles", "quick", "alphas", 0),
@@ -106,6 +112,14 @@ WRONG = [
     ((*GUARD_KEY, "gamma"), -1, "variants.0.gamma: -1.* is wrong.*greater than or equal to 0"),
     ((*GUARD_KEY, "placement"), "end", "variants.0.placement: 'end' is wrong.*'user' or 'answer'"),
     ((*GUARD_KEY, "layers"), [9], r"variants.0.layers: \[9\] are outside 0..5"),
+    (("davsp", "training", "rate"), 0, "training.rate: 0.* is wrong.*greater than 0"),
+    (("davsp", "training", "optimizer"), "sgd", "optimizer: 'sgd' is wrong.*'adam' or 'sign'"),
+    (("davsp", "harm", "quantile"), 2, "harm.quantile: 2.* is wrong.*less than or equal to 1"),
+    (("davsp", "harm", "layer"), 6, r"davsp.harm.layers: \[6\] are outside 0..5"),
+    ((*FRAME_KEY, "margins"), [1, 2], "lab-qwen.margins: .* is wrong"),
+    ((*FRAME_KEY, "margins"), [0, 0, 0, 0], "lab-qwen.margins: .* leave no frame or no room"),
+    ((*FRAME_KEY, "margins"), [0, 48, 0, 48], "lab-qwen.margins: .* canvas of 192 x 96"),
+    ((*FRAME_KEY, "fit"), "stretch", "lab-qwen.fit: 'stretch' is wrong.*'shrink' or 'cover'"),
     # a key that is not there
     (("seed",), KeyError, "seed: missing"),
     (("profiles", "full", "data", "anchor"), KeyError, "profiles.full.data.anchor: missing"),
@@ -130,6 +144,15 @@ WRONG = [
     (("guardalign", "parts_on"), ["image", "x"], "guardalign.parts_on: 'x' is not one of text"),
     ((*GUARD_KEY, "placement"), "answer", "variants.0.text: 'As an AI .* ends in a space"),
     (("defenses", "guardalign"), CMRM, "defenses.guardalign: .* made by stages of its own"),
+    (("defenses", "davsp"), CMRM, "defenses.davsp: .* made by stages of its own"),
+    (("davsp", "frames", "lab-x"), {}, "davsp.frames: 'lab-x' is not one of lab-llava"),
+    (("davsp", "harmful"), ["benign_image"], "davsp.harmful: 'benign_image' is no suite of harmf"),
+    (("davsp", "harmless"), ["text_image"], "davsp.harmless: 'text_image' is no suite of harmle"),
+    (("davsp", "harmful"), ["text"], "davsp.harmful: 'text' has no pictures"),
+    (("davsp", "harmful"), ["adversarial"], "davsp.harmful: 'adversarial' is not one of text"),
+    (("davsp", "harm", "harmless"), ["x"], "davsp.harm.harmless: 'x' is not one of text"),
+    (("davsp", "validate_on"), ["image"], r"validate_on: \['image'\] hold no benign suite"),
+    (("davsp", "parts_on"), ["image", "image"], "davsp.parts_on: 'image' stands there more than"),
     (("defenses", "prefix_only"), CMRM, "defenses.prefix_only: .* made by stages of its own"),
     (("defenses", "adversarial"), CMRM, "defenses.adversarial: .* holds attacked pictures"),
     (("gate", 1, "suite"), "adversarial", "gate.1.metric: 'accuracy' is not one of unsafe_rate"),

@@ -25,17 +25,21 @@ from hauberk.data.samples import read_suite, write_suite
 from hauberk.errors import BadData, BadParams, HauberkError
 from tasks import (
     ablate_guardalign,
+    ablate_safety_prompt,
     analyse_gap,
     attack,
     build_concept_bank,
     calibrate_guardalign,
     compare,
+    estimate_harm_vector,
     estimate_shift,
     evaluate,
     measure_detection,
     prepare_data,
+    train_safety_prompt,
+    transfer_safety_prompt,
 )
-from tasks.params import PARTS, load_params
+from tasks.params import PARTS, PROMPT_PARTS, load_params
 from tasks.stage import load_model, spread, writing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +53,7 @@ SMALL = {
             "alphas": [1.0],
             "detection": 6,
             "parts": 3,
+            "frame": {"samples": 3, "steps": 4},
         }
     },
     "models": {"lab-llava": {"path": "lab/lab-llava", "revision": None, "dtype": "float32"}},
@@ -77,6 +82,17 @@ SMALL = {
         "calibrate_on": ["text_image", "benign_image"],
         "variants": [{"text": "be safe . "}, {"text": "be safe . ", "gate": "any_masked"}],
         "parts_on": ["text_image", "benign_image", "text"],
+    },
+    "davsp": {
+        "prefix": "be safe . ",
+        "harm": {"harmful": ["text_image"], "harmless": ["text_image_twin"]},
+        "frames": {},
+        "harmful": ["text_image"],
+        "harmless": ["benign_image", "text_image_twin"],
+        "validate_on": ["text_image", "benign_image"],
+        "parts_on": ["text_image", "benign_image"],
+        "training": {"batch": 2, "validations": 2},
+        "refusal": "i can not help with that .",
     },
     "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},
     "gap": {"requests": 8},
@@ -148,6 +164,11 @@ def done(lab_folder, tmp_path_factory):
     run(root, calibrate_guardalign, "lab-llava")
     run(root, evaluate, "lab-llava", "guardalign")
     run(root, ablate_guardalign, "lab-llava")
+    run(root, estimate_harm_vector, "lab-llava")
+    run(root, train_safety_prompt, "lab-llava")
+    run(root, evaluate, "lab-llava", "davsp")
+    run(root, ablate_safety_prompt, "lab-llava")
+    run(root, transfer_safety_prompt)
     succeed(root, "compare", env=receipts | {"DVC_STAGE": "compare@all"})
     return root
 
@@ -157,7 +178,9 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
     made = [
         "artifacts/data", *(f"artifacts/lab-llava/{of}" for of in ("adversarial", "gap")),
         "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/guardalign/bundle",
-        "artifacts/lab-llava/guardalign/parts", "reports",
+        "artifacts/lab-llava/guardalign/parts", "reports", "artifacts/transfer",
+        *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts")),
+        "artifacts/frames/lab-llava",
         *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip
     for folder in made:
@@ -173,14 +196,16 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
 @pytest.mark.slow
 def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
     rows = json.loads((done / "reports" / "metrics.json").read_text())
-    for defense in ("none", "cmrm", "guardalign"):
+    for defense in ("none", "cmrm", "guardalign", "davsp"):
         responses = lines(done / f"artifacts/lab-llava/{defense}/evaluation/responses.jsonl")
         assert len({r["sample_id"] for r in responses}) == len(responses) == 22
         assert {r["defense"] for r in responses} == {defense}
         suites = {row["suite"] for row in rows if row["defense"] == defense}
         assert suites == set(SMALL["suites"])
     differences = json.loads((done / "reports" / "differences.json").read_text())
-    assert {row["defense"] for row in differences} == {"cmrm", "guardalign", *PARTS}
+    assert {row["defense"] for row in differences} == {
+        "cmrm", "guardalign", "davsp", *PARTS, *PROMPT_PARTS
+    }  # fmt: skip
     for part in PARTS:
         asked = {
             row["suite"]: row["n"]
@@ -317,6 +342,71 @@ def test_a_part_answers_as_it_does_in_the_library(done):
     hidden = guard.with_transport(guard.transport.with_setting(threshold=float("inf")))
     assert all(not image.getextrema()[0][1] for request in requests
                for image in hidden.rewrite(request).images)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_frame_is_trained_on_train_chosen_on_calibration_and_answers_as_in_the_library(done):
+    import hauberk
+
+    folder = done / "artifacts/lab-llava/davsp/bundle"
+    card = json.loads((folder / "card.json").read_text())
+    assert {data["id"].split("/")[0] for data in card["data"]} == {"train", "calibration"}
+    told = json.loads((folder / "training.json").read_text())
+    assert [row["step"] for row in told["validated"]] == [0, 2, 4]
+    merits = {row["step"]: row["merit"] for row in told["validated"]}
+    assert merits[told["step"]] == max(merits.values())
+    assert [row["step"] for row in told["history"]] == [1, 2, 3, 4]
+    assert contents(folder) == contents(done / "artifacts/frames/lab-llava")
+    answers = lines(done / "artifacts/lab-llava/davsp/parts/responses.jsonl")
+    of = {(row["defense"], row["sample_id"]): row["response"] for row in answers}
+    with contextlib.chdir(done):
+        model, processor = load_model(load_params(), "lab-llava")
+        prompt = hauberk.load(folder, model, processor)
+    samples = read_suite(done / "artifacts/data/test/text_image.parquet")[:3]
+    requests = [sample.request for sample in samples]
+    for name, defense in {
+        "davsp_border_only": prompt.with_prefix(""), "davsp_prefix_only": prompt.without_frame(),
+    }.items():  # fmt: skip
+        said = hauberk.respond(model, processor, requests, defense, max_new_tokens=4)
+        assert [one.text for one in said] == [of[name, sample.sample_id] for sample in samples]
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_ends_in_the_same_bytes(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    folder = root / "artifacts/lab-llava/davsp/bundle"
+    for place in (folder, root / "artifacts/frames/lab-llava"):
+        shutil.rmtree(place)
+    process = start(root, "train_safety_prompt", "lab-llava")
+    kept = root / ".scratch/train_safety_prompt@lab-llava/frame.safetensors"
+    deadline = time.monotonic() + 120
+    while not kept.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert kept.exists()
+    assert not folder.exists()
+    run(root, train_safety_prompt, "lab-llava")
+    assert contents(folder) == contents(done / "artifacts/lab-llava/davsp/bundle")
+    assert not kept.exists()
+
+
+@pytest.mark.slow
+def test_a_frame_is_tried_on_every_other_model_and_stands_in_the_matrix(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["models"]["lab-other"] = params["models"]["lab-llava"] | {"path": "lab/lab-other"}
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(root / "lab/lab-llava", root / "lab/lab-other")
+    shutil.copytree(root / "artifacts/frames/lab-llava", root / "artifacts/frames/lab-other")
+    run(root, transfer_safety_prompt)
+    answers = lines(root / "artifacts/transfer/responses.jsonl")
+    tried = {(row["model"], row["defense"]) for row in answers}
+    assert tried == {("lab-llava", "davsp@lab-other"), ("lab-other", "davsp@lab-llava")}
+    responses = lines(root / "artifacts/lab-llava/davsp/evaluation/responses.jsonl")
+    own = {row["sample_id"]: row["response"] for row in responses}
+    for row in answers:  # the other model is the same one here, and so is its frame
+        assert row["response"] == own[row["sample_id"]]
 
 
 @pytest.mark.slow
@@ -597,6 +687,10 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
         (("measure_detection",), "python -m tasks.measure_detection CLIP"),
         (("calibrate_guardalign",), "python -m tasks.calibrate_guardalign MODEL"),
         (("ablate_guardalign",), "python -m tasks.ablate_guardalign MODEL"),
+        (("estimate_harm_vector",), "python -m tasks.estimate_harm_vector MODEL"),
+        (("train_safety_prompt",), "python -m tasks.train_safety_prompt MODEL"),
+        (("ablate_safety_prompt",), "python -m tasks.ablate_safety_prompt MODEL"),
+        (("transfer_safety_prompt", "x"), "python -m tasks.transfer_safety_prompt"),
         (("evaluate",), "python -m tasks.evaluate MODEL DEFENSE"),
         (("compare", "a", "b"), "python -m tasks.compare"),
     ],
