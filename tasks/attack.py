@@ -32,7 +32,7 @@ def run(params: Params, model_name: str) -> Path:
     from hauberk.pixels import as_fed
 
     model, processor = load_model(params, model_name)
-    say = _dialect_of(model_name).say
+    say = dialect_of(model_name).say
     budget = params.budget.attack
     setting = Pgd(**asdict(params.attack), steps=budget.steps, seed=params.seed)
     clean = {
@@ -69,7 +69,7 @@ def run(params: Params, model_name: str) -> Path:
     return folder
 
 
-def _dialect_of(model_name: str) -> Any:
+def dialect_of(model_name: str) -> Any:
     """How a model of the lab phrases what it says; references and all others speak plainly."""
     from hauberk.lab.build import FAMILIES
     from hauberk.lab.language import PLAIN

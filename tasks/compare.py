@@ -1,7 +1,8 @@
 """Stage compare: all evaluations -> one table, paired differences, and the report.
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
-     artifacts/MODEL/guardalign/parts, artifacts/MODEL/davsp/parts, artifacts/transfer,
+     artifacts/MODEL/guardalign/parts, artifacts/MODEL/davsp/parts,
+     artifacts/MODEL/davsp/attacked, artifacts/transfer,
      artifacts/MODEL/adversarial, artifacts/data, artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
                 together), detection.json, index.html, plots/*.svg, card.json
@@ -119,7 +120,8 @@ def _frame(params: Params, model: str) -> dict[str, Any]:
         return b64encode(buffer.getvalue()).decode()
 
     pictures = {"frame": png(prompt.picture()), "example": png(prompt.framed(shown.image))}
-    return {**read_json(folder / "training.json"), **pictures}
+    attacked = read_json(folder.parent / "attacked" / "metrics.json")
+    return {**read_json(folder / "training.json"), **pictures, "attacked": attacked}
 
 
 def _by_defense(records: "list[Record]") -> "list[tuple[str, list[Record]]]":

@@ -91,6 +91,8 @@ class FrameBudget:
     samples: Positive
     """Of the train split, in each suite that it is trained on."""
     steps: Positive
+    attacked: Positive = 24
+    """Pictures of the test split on which it is attacked, at every radius."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,9 @@ class SafetyPromptParams:
     validate_on: Annotated[list[str], Field(min_length=1)]
     """Suites of the calibration split, by which the best frame is chosen."""
     parts_on: Annotated[list[str], Field(min_length=1)]
+    attacked_at: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)]
+    """Radii of an attack on the picture inside the frame, on the scale 0..255; all else of the
+    attack is as in ``attack``."""
     training: FrameTraining = field(default_factory=FrameTraining)
     refusal: Annotated[str, Field(pattern=r"\S")] | None = None
     """What is to be answered to harmful requests that the model itself does not refuse in words;
@@ -621,6 +626,7 @@ def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
     yield from _bad_calibration("davsp.validate_on", told.validate_on)
     yield from _unknown("davsp.parts_on", told.parts_on, params.suites)
     yield from _repeated("davsp.parts_on", told.parts_on)
+    yield from _repeated("davsp.attacked_at", told.attacked_at)
     for key, expected, names in (
         ("davsp.harm.harmful", "refuse", told.harm.harmful),
         ("davsp.harm.harmless", "answer", told.harm.harmless),

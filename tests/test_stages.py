@@ -28,6 +28,7 @@ from tasks import (
     ablate_safety_prompt,
     analyse_gap,
     attack,
+    attack_safety_prompt,
     build_concept_bank,
     calibrate_guardalign,
     compare,
@@ -53,7 +54,7 @@ SMALL = {
             "alphas": [1.0],
             "detection": 6,
             "parts": 3,
-            "frame": {"samples": 3, "steps": 4},
+            "frame": {"samples": 3, "steps": 4, "attacked": 2},
         }
     },
     "models": {"lab-llava": {"path": "lab/lab-llava", "revision": None, "dtype": "float32"}},
@@ -91,6 +92,7 @@ SMALL = {
         "harmless": ["benign_image", "text_image_twin"],
         "validate_on": ["text_image", "benign_image"],
         "parts_on": ["text_image", "benign_image"],
+        "attacked_at": [2, 8],
         "training": {"batch": 2, "validations": 2},
         "refusal": "i can not help with that .",
     },
@@ -168,6 +170,7 @@ def done(lab_folder, tmp_path_factory):
     run(root, train_safety_prompt, "lab-llava")
     run(root, evaluate, "lab-llava", "davsp")
     run(root, ablate_safety_prompt, "lab-llava")
+    run(root, attack_safety_prompt, "lab-llava")
     run(root, transfer_safety_prompt)
     succeed(root, "compare", env=receipts | {"DVC_STAGE": "compare@all"})
     return root
@@ -179,7 +182,7 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
         "artifacts/data", *(f"artifacts/lab-llava/{of}" for of in ("adversarial", "gap")),
         "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/guardalign/bundle",
         "artifacts/lab-llava/guardalign/parts", "reports", "artifacts/transfer",
-        *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts")),
+        *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts", "attacked")),
         "artifacts/frames/lab-llava",
         *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip

@@ -39,6 +39,8 @@ class Prompted:
     frame: bytes
     example: bytes
     figures: tuple[Figure, Figure]
+    attacked: tuple[tuple[int, tuple[Cell | None, Cell | None]], ...]
+    """By radius: unsafe answers to attacked pictures, undefended and in the frame."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,24 @@ def _prompted(model: str, found: Row) -> Prompted:
     )
     skipped = f" In {spared} of {len(history)} steps nothing was left to gain." if spared else ""
     said = f"The frame of step {found['step']} of {last} was kept.{skipped}"
-    return Prompted(said, b64decode(found["frame"]), b64decode(found["example"]), (curve, scores))
+    return Prompted(
+        said,
+        b64decode(found["frame"]),
+        b64decode(found["example"]),
+        (curve, scores),
+        _attacked(found["attacked"]),
+    )
+
+
+def _attacked(rows: Sequence[Row]) -> tuple[tuple[int, tuple[Cell | None, Cell | None]], ...]:
+    cells = {
+        (row["epsilon"], row["defense"]): Cell(
+            row["suite"], row["metric"], row["value"], row["n"], row["low"], row["high"]
+        )
+        for row in rows
+    }
+    radii = sorted({radius for radius, _ in cells})
+    return tuple((r, (cells.get((r, UNDEFENDED)), cells.get((r, DAVSP)))) for r in radii)
 
 
 def _share(values: Sequence[float], holds: Callable[[float], bool]) -> str:

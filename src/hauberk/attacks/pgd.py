@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -74,6 +74,18 @@ class Pgd:
                 raise ValueError(f"{name}: {value} is wrong; give {kind} {right}.")
 
 
+class Around(Protocol):
+    """A defense that surrounds every picture, such as :class:`hauberk.defenses.SafetyPrompt`."""
+
+    def rewrite(self, request: Request) -> Request:
+        """Change a request before the processor sees it."""
+        ...
+
+    def around(self, pixels: Tensor) -> Tensor:
+        """Do the same to pictures (n, 3, height, width) in [0, 1], differentiably."""
+        ...
+
+
 @dataclass(frozen=True)
 class Attacked:
     """One attacked picture; losses are means over the tokens, in nats."""
@@ -94,6 +106,7 @@ def attack(
     answers: Sequence[str],
     setting: Pgd,
     *,
+    defense: Around | None = None,
     batch_size: int = 32,
     progress: Callable[[int], Any] = lambda _: None,
 ) -> list[Attacked]:
@@ -110,6 +123,9 @@ def attack(
     requests : each with one picture, all of one size that the processor feeds as it is
         (see :func:`hauberk.pixels.as_fed`)
     answers : the answer wanted to each request, as plain text
+    defense : what surrounds the pictures where the model is deployed, whose pixels the attacker
+        knows but cannot change; None for the undefended model.  Pictures are then of the size that
+        it leaves as it is
     batch_size : requests that are attacked together
     progress : called with the number of newly finished requests
 
@@ -140,7 +156,7 @@ def attack(
         )
     attacked = []
     for start in range(0, len(pairs), batch_size):
-        batch = _attack(model, processor, pairs[start : start + batch_size], setting)
+        batch = _attack(model, processor, pairs[start : start + batch_size], setting, defense)
         attacked += batch
         progress(len(batch))
     return attacked
@@ -151,9 +167,15 @@ def _attack(
     processor: ProcessorMixin,
     pairs: Sequence[tuple[Request, str]],
     setting: Pgd,
+    defense: Around | None,
 ) -> list[Attacked]:
     requests, answers = map(list, zip(*pairs, strict=True))
-    inputs, labels = encode_answered(processor, requests, answers, setting.tokens)
+    sent = [defense.rewrite(request) for request in requests] if defense else requests
+    inputs, labels = encode_answered(processor, sent, answers, setting.tokens)
+
+    def fed_as(pictures: Tensor) -> Tensor:
+        return defense.around(pictures) if defense else pictures
+
     of_text = {
         name: values.to(model.device)
         for name, values in inputs.items()
@@ -161,13 +183,13 @@ def _attack(
     }
     labels = labels.to(model.device)
     benign = _stacked([request.images[0] for request in requests])
-    check_pixel_input(processor, benign / 255, inputs)
+    check_pixel_input(processor, fed_as(benign / 255), inputs)
     benign = benign.to(model.device)
 
     def measured(pictures: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The loss of some rows, whether the model follows, whether surely, and the gradient."""
         shown = (pictures / 255).requires_grad_()
-        fed = pixel_input(processor, shown)
+        fed = pixel_input(processor, fed_as(shown))
         fed["pixel_values"] = fed["pixel_values"].to(model.dtype)
         wanted = labels[rows]
         logits = model(

@@ -80,6 +80,13 @@ class Geometry:
         return slice(top, self.height - bottom), slice(left, self.width - right)
 
     @property
+    def held(self) -> tuple[slice, slice]:
+        """Rows and columns that an image is brought to: those inside, or all if it is covered."""
+        if self.fit == "cover":
+            return slice(0, self.height), slice(0, self.width)
+        return self.inside
+
+    @property
     def rim(self) -> Tensor:
         """Where the frame is: (height, width) bool."""
         rim = torch.ones(self.height, self.width, dtype=torch.bool)
@@ -96,9 +103,7 @@ class Geometry:
         BadRequest
             If the mode of the image does not say which value is white.
         """
-        rows, columns = self.inside
-        if self.fit == "cover":
-            rows, columns = slice(0, self.height), slice(0, self.width)
+        rows, columns = self.held
         size = columns.stop - columns.start, rows.stop - rows.start
         image = as_rgb(image)
         if image.size != size:
@@ -151,6 +156,37 @@ class SafetyPrompt:
             return image
         canvas = self.geometry.place(image) + self.frame  # each is black where the other is not
         return Image.fromarray(canvas.permute(1, 2, 0).numpy())
+
+    def around(self, pixels: Tensor) -> Tensor:
+        """Frame pictures of the size that the geometry leaves as it is, differentiably.
+
+        Parameters
+        ----------
+        pixels : (n, 3, height, width) float in [0, 1]
+
+        Returns
+        -------
+        Tensor (n, 3, height, width) of the canvas, in the dtype and on the device of ``pixels``
+
+        Raises
+        ------
+        ValueError
+            If pictures of this size would be resampled on the way into the frame.
+        """
+        if self.frame is None:
+            return pixels
+        geometry = self.geometry
+        rows, columns = geometry.held
+        size = rows.stop - rows.start, columns.stop - columns.start
+        if pixels.shape[-2:] != size:
+            raise ValueError(
+                f"pictures of {tuple(pixels.shape[-2:])} would be resampled, which no gradient "
+                f"passes; give pictures of {size}."
+            )
+        canvas = pixels.new_zeros(*pixels.shape[:2], geometry.height, geometry.width)
+        canvas[..., rows, columns] = pixels
+        frame = self.frame.to(pixels) / 255
+        return torch.where(geometry.rim.to(pixels.device), frame, canvas)
 
     def rewrite(self, request: Request) -> Request:
         """Frame every picture and put the prefix before the question; text alone stays as it is."""
