@@ -22,7 +22,7 @@ from flows import leash, locks
 from flows.errors import StageFailed, Transient
 from flows.graph import Graph
 from flows.logs import StageLog
-from flows.settings import stage_environment
+from flows.settings import WARM, stage_environment
 
 POLL = 0.1
 GRACE = 3.0
@@ -56,6 +56,7 @@ class Driver:
     receipts: Path
     jobs: int
     listen: Listener
+    _warm: subprocess.Popen[bytes] | None = None
     _running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _stopping: bool = False
@@ -112,13 +113,18 @@ class Driver:
             deadline = time.monotonic() + patience
             while any(p.poll() is None for p in running) and time.monotonic() < deadline:
                 time.sleep(0.05)
+        if self._warm is not None:
+            running.append(self._warm)
         for process in running:  # a leader may be gone before its children
             _signal_group(process.pid, signal.SIGKILL)
+        if self._warm is not None:
+            self._warm.wait()
 
     def _repro(self, name: str, log: StageLog, start: float) -> int:
         dvc = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
         command = [sys.executable, "-IS", str(Path(leash.__file__)), str(os.getpid()), *dvc]
         self._receipt(name)  # one of an earlier attempt says nothing about this one
+        self._warm_up()
         with log.open() as file:
             process = self._start(command, file.fileno())
             try:
@@ -133,6 +139,27 @@ class Driver:
                     del self._running[process.pid]
         return process.returncode
 
+    def _warm_up(self) -> None:
+        """Start the process that stages fork from, unless there is one."""
+        with self._guard:
+            if self._warm is not None or self._stopping:
+                return
+            server = f"from tasks.warm import serve; serve({str(self._socket)!r})"
+            command = [sys.executable, "-IS", str(Path(leash.__file__)), str(os.getpid())]
+            self._warm = subprocess.Popen(
+                [*command, sys.executable, "-c", server],
+                cwd=self.graph.root,
+                env=stage_environment(self.receipts, self.owner.mark),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    @property
+    def _socket(self) -> Path:
+        return self.receipts / ".warm"
+
     def _start(self, command: list[str], output: int) -> subprocess.Popen[bytes]:
         with self._guard:
             if self._stopping:
@@ -140,7 +167,7 @@ class Driver:
             process = subprocess.Popen(
                 command,
                 cwd=self.graph.root,
-                env=stage_environment(self.receipts, self.owner.mark),
+                env=stage_environment(self.receipts, self.owner.mark) | {WARM: str(self._socket)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

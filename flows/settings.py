@@ -31,6 +31,10 @@ DEFAULTS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
+WARM = "STAGE_WARM"
+"""Names to a stage the socket of the process that it forks from; see tasks.warm, which has it once
+more, because the commands of a project start before its stages can be imported."""
+
 
 def apply_defaults(root: Path) -> None:
     """Set what the user has not set."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hauberk.allocator import keep_freed_memory
 from hauberk.errors import BadParams, HauberkError
 from tasks.params import DAVSP, GUARDALIGN, BankParams, ModelSpec, Params, load_params
+from tasks.warm import forked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -42,6 +43,8 @@ def main(name: str, run: Callable[..., Path], *arguments: str) -> None:
     the flow that the stage ran (and was not restored from a cache).
     """
     _die_with_parent()
+    if (status := forked(f"tasks.{name}")) is not None:
+        raise SystemExit(status)
     keep_freed_memory()
     given = sys.argv[1:]
     if len(given) != len(arguments):

@@ -1,0 +1,131 @@
+"""Warm stages: a stage begins in a fork of a process that has imported its libraries already.
+
+Importing torch and transformers takes a stage longer than its work, in a small run.  So whoever
+runs many stages starts one process (:func:`serve`) that imports what they share, and names its
+socket in the environment; a stage that finds it hands over its arguments, folder, environment and
+streams, and waits.  Of our own code the process has nothing, so that a stage runs the code as it
+is.  A stage that is ended ends its fork, a fork that is killed kills its stage, and where nobody
+answers a stage works by itself: all that changes is the time.
+"""
+
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SOCKET = "STAGE_WARM"
+"""Names the socket in the environment."""
+LIBRARIES = (
+    "torch", "torchvision", "safetensors.torch", "PIL.Image", "tqdm", "pandas", "pyarrow.parquet",
+    "scipy.stats", "statsmodels.stats.proportion", "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto",
+    "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
+"""What most stages import.  Best effort: one that is missing is a stage's own affair."""
+_SIZE, _STATUS = struct.Struct("!I"), struct.Struct("!B")
+
+
+def forked(module: str) -> int | None:
+    """Run a module as ``__main__`` in a fork of the warm process.
+
+    Parameters
+    ----------
+    module : such as "tasks.evaluate"; its arguments are those of this process
+
+    Returns
+    -------
+    int or None
+        Its exit status; None where there is no such process, and so nothing was run.
+    """
+    path = os.environ.get(SOCKET)
+    if not path or not hasattr(socket, "send_fds"):
+        return None
+    asked = {"module": module, "argv": sys.argv, "folder": str(Path.cwd())}
+    message = json.dumps({**asked, "environ": dict(os.environ)}).encode()
+    with socket.socket(socket.AF_UNIX) as line:
+        try:
+            line.connect(path)
+        except OSError:  # not ready yet, or gone
+            return None
+        socket.send_fds(line, [_SIZE.pack(len(message))], [0, 1, 2])
+        line.sendall(message)
+        answer = line.recv(_STATUS.size)
+    if not answer:  # killed, as this process would have been
+        os.kill(os.getpid(), signal.SIGKILL)
+    return int(_STATUS.unpack(answer)[0])
+
+
+def serve(path: str) -> None:
+    """Import the libraries, then fork for every stage that asks, for ever."""
+    for name in LIBRARIES:
+        with suppress(ImportError):
+            importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        while True:
+            line, _ = listening.accept()
+            with line:
+                if os.fork() == 0:
+                    listening.close()
+                    _become(line)
+
+
+def _become(line: socket.socket) -> None:
+    """Be the stage that asked, to the end of this process."""
+    status = 1
+    try:
+        asked = _received(line)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        threading.Thread(target=_end_with, args=(line,), daemon=True).start()
+        os.chdir(asked["folder"])
+        os.environ.clear()
+        os.environ.update(asked["environ"])
+        del os.environ[SOCKET]
+        sys.argv = asked["argv"]
+        runpy.run_module(asked["module"], run_name="__main__", alter_sys=True)
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        with suppress(OSError):
+            line.sendall(_STATUS.pack(status))
+        os._exit(status)
+
+
+def _received(line: socket.socket) -> Any:
+    """Read what a stage hands over, and take its streams for our own."""
+    head, streams, _, _ = socket.recv_fds(line, _SIZE.size, 3)
+    for place, stream in enumerate(streams):
+        os.dup2(stream, place)
+        os.close(stream)
+    (left,) = _SIZE.unpack(head)
+    message = bytearray()
+    while len(message) < left:
+        part = line.recv(left - len(message))
+        if not part:
+            raise SystemExit(1)
+        message += part
+    return json.loads(message)
+
+
+def _end_with(line: socket.socket) -> None:
+    """End this process as soon as the stage that asked is gone."""
+    with suppress(OSError):
+        line.recv(1)
+    os.kill(os.getpid(), signal.SIGKILL)
