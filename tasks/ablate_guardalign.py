@@ -9,7 +9,7 @@ the paper, and pictures of which everything is masked: no masking can hide more 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def parts_of(guard: Any, as_printed: Mapping[str, Any]) -> dict[str, Any]:
 
     transport, prefix = guard.transport, guard.prefix
     literal = PrefixAttention(PrefixSetting(mode="literal"), prefix.processor)
-    printed = replace(setting_from(as_printed), gate="always_on")
+    printed = setting_from(as_printed)  # with the paper's gate, which is always on
     made = {
         "transport_only": guard.with_prefix(None),
         "prefix_only": guard.with_prefix(prefix.with_gamma(0.0)).with_transport(None),
