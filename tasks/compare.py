@@ -137,7 +137,8 @@ def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
         "May be lost and still be no worse": asdict(params.noninferiority),
         "Versions": _versions(bundles, evaluations),
-        "Batched answers that differ from batch size 1": _differing(evaluations),
+        "Batched answers that differ from batch size 1": _differing(evaluations)
+        | _differing(_parts(params)),
         "Bundles": {name: card["card_sha256"] for name, card in bundles.items()},
         "Concept banks": {
             clip: read_json(clip_folder(clip, "bundle") / "card.json")["card_sha256"]
@@ -154,6 +155,16 @@ def _versions(bundles: Mapping[str, Any], evaluations: Mapping[str, Any]) -> dic
     return {
         name: ", ".join(f"{package} {version}" for package, version in card["versions"].items())
         for name, card in made.items()
+    }
+
+
+def _parts(params: Params) -> dict[str, Any]:
+    """What the parts of GuardAlign were checked for, part by part as an evaluation is."""
+    cards = {model: read_json(parts_folder(model) / "card.json") for model in params.models}
+    return {
+        f"{model} / {part}": {**card, "differing_alone": differing}
+        for model, card in cards.items()
+        for part, differing in card["differing_alone"].items()
     }
 
 

@@ -196,7 +196,8 @@ class Generation:
     batch_size: Positive
     max_new_tokens: Positive
     checked_alone: Positive
-    """Answers of a run that are generated again with batch size 1 and compared."""
+    """Answers of a run that are generated again with batch size 1 and compared; of GuardAlign's
+    parts, all of them together."""
 
 
 Margin = Annotated[float, Field(gt=0, lt=1)]

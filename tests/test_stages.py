@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -294,8 +296,9 @@ def test_a_guardalign_says_which_bank_and_clip_it_was_made_with_and_what_was_tri
     assert [row["layer"] for row in shares] == [0, 1, 2, 3]
     calibrated = {1, 2}  # round(.28 * 4) to round(.44 * 4)
     for row in shares:
-        assert 0 < row["plain"] < 1
-        assert row["calibrated"] >= row["plain"] or row["layer"] not in calibrated
+        plain, raised = row["plain"], row["calibrated"]
+        assert 0 < plain["low"] < plain["value"] < plain["high"] < 1
+        assert raised["value"] >= plain["value"] or row["layer"] not in calibrated
 
 
 @pytest.mark.slow
@@ -309,14 +312,63 @@ def test_a_part_answers_as_it_does_in_the_library(done):
         guard = hauberk.load("artifacts/lab-llava/guardalign/bundle", model, processor)
     samples = read_suite(done / "artifacts/data/test/text_image.parquet")[:3]
     requests = [sample.request for sample in samples]
-    for name, defense in {
-        "transport_only": guard.with_prefix(None), "prefix_calibrated": guard.with_transport(None),
-    }.items():  # fmt: skip
-        said = hauberk.respond(model, processor, requests, defense, max_new_tokens=4)
-        assert [one.text for one in said] == [of[name, sample.sample_id] for sample in samples]
+    masked = guard.with_prefix(None)
+    said = hauberk.respond(model, processor, requests, masked, max_new_tokens=4)
+    assert [one.text for one in said] == [of["transport_only", one.sample_id] for one in samples]
+    always = guard.transport.setting.gate == "always_on"
+    reached = [always or masked.rewrite(request) is not request for request in requests]
+    alone, plain = (
+        [one.text for one in hauberk.respond(model, processor, requests, defense, max_new_tokens=4)]
+        for defense in (guard.with_transport(None), None)
+    )
+    wanted = [
+        with_it if there else without
+        for with_it, without, there in zip(alone, plain, reached, strict=True)
+    ]
+    assert [of["prefix_calibrated", one.sample_id] for one in samples] == wanted
     hidden = guard.with_transport(guard.transport.with_setting(threshold=float("inf")))
     assert all(not image.getextrema()[0][1] for request in requests
                for image in hidden.rewrite(request).images)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_some_answers_of_every_part_are_compared_with_batch_size_1(done):
+    card = json.loads((done / "artifacts/lab-llava/guardalign/parts/card.json").read_text())
+    assert card["checked_alone"] == 1  # 3 over five parts
+    assert card["differing_alone"] == {part: [] for part in PARTS}
+    page = (done / "reports/index.html").read_text()
+    for part in PARTS:
+        assert f"lab-llava / {part}</th><td>0 of 1 checked" in page
+
+
+@pytest.mark.parametrize("gate", ["always_on", "any_masked"])
+def test_the_prefix_alone_goes_where_the_whole_puts_it_and_masks_nothing(gate):
+    """The requests are words; the first two are masked."""
+
+    @dataclass(frozen=True)
+    class Half:
+        masks: tuple = ()
+        says: str = ""
+
+        def rewrite_all(self, words):
+            return [word.upper() if word in self.masks else word for word in words]
+
+        def opens_gate(self, before, after):
+            return gate == "always_on" or after is not before
+
+        def rewrite(self, word):
+            return self.says + word
+
+        def applied(self, model):
+            return contextlib.nullcontext()
+
+    guard = SimpleNamespace(
+        transport=Half(masks=("a", "b")), with_transport=lambda none: Half(says="be safe ")
+    )
+    alone = ablate_guardalign._PrefixAlone(guard)
+    found = alone.rewrite_all(["a", "b", "c"])
+    assert found == ["be safe a", "be safe b", "be safe c" if gate == "always_on" else "c"]
+    assert [alone.rewrite(word) for word in "abc"] == found
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from tasks.report.guardalign_plots import (
     span_of,
     written,
 )
-from tasks.report.words import amount, full
+from tasks.report.words import amount, full, interval
 
 RANKED = {
     "auroc": "ours",
@@ -41,9 +41,9 @@ PARTS = {
     UNDEFENDED: "",
     GUARDALIGN: "masking and prefix",
     "transport_only": "masking alone",
-    "prefix_only": "the prefix alone, attention as it is",
-    "prefix_calibrated": "the prefix alone, attention calibrated",
-    "guardalign_literal": "the equations as printed, on our patches and at our share",
+    "prefix_only": "the prefix alone where the whole puts it, attention as it is",
+    "prefix_calibrated": "the prefix alone where the whole puts it, attention calibrated",
+    "guardalign_literal": "the equations as printed, prefix for all, our patches and share",
     "all_masked": "every picture painted over: no masking hides more",
 }
 """The rows of the table of parts, and what each of them is; the last two are no parts."""
@@ -273,19 +273,30 @@ def _attended(model: str, sweep: Row) -> Attended:
     rows = tuple(sweep["shares"])
     chosen = setting(next(row for row in sweep["rows"] if row["chosen"]))
     known = [row for row in rows if None not in (row["plain"], row["calibrated"])]
-    most = max(known, key=lambda row: abs(row["calibrated"] - row["plain"]), default=None)
+    most = max(known, key=_moved, default=None)
     said = "No block has causal self-attention." if most is None else (
-        f"Calibration changes most in block {most['layer']}: from {amount(most['plain'], 'share')} "
-        f"to {amount(most['calibrated'], 'share')}."
+        f"Calibration changes most in block {most['layer']}: from {_share(most['plain'])} to "
+        f"{_share(most['calibrated'])}; n {most['plain']['n']}."
     )  # fmt: skip
     figure = Figure(
         file_name(f"guardalign.{model}.attention"),
         "How much of the attention lies on the prefix",
         f"The prefix that was chosen: {chosen}. Of what stands behind it, in the question and in "
         "the answer, the mean share of the attention, over heads and over requests of the "
-        f"calibration split; the same answers are read both times. {said}",
+        "calibration split that get the prefix, their pictures masked as the model sees them; the "
+        "same answers are read both times. Bars and brackets: 95 % intervals (Student's t, over "
+        f"requests). {said}",
         f"Two lines by decoder block of {model}, without and with calibration. {said} Every number "
         "is in the table below.",
         plot_attention(rows),
     )
     return Attended(figure, rows)
+
+
+def _moved(row: Row) -> float:
+    return abs(row["calibrated"]["value"] - row["plain"]["value"])
+
+
+def _share(found: Row) -> str:
+    bounds = interval(found["low"], found["high"], "share")
+    return f"{amount(found['value'], 'share')} ({bounds})"

@@ -255,8 +255,8 @@ def _prefix_sweep() -> Row:
         for gate in ("always_on", "any_masked")
     ]  # fmt: skip
     shares = [
-        {"layer": layer, "plain": None if layer == 3 else 0.04 + layer / 100,
-         "calibrated": None if layer == 3 else 0.04 + layer / 100 + 0.2 * (layer == 2)}
+        {"layer": layer, "plain": None if layer == 3 else _mean(0.04 + layer / 100),
+         "calibrated": None if layer == 3 else _mean(0.04 + layer / 100 + 0.2 * (layer == 2))}
         for layer in range(6)
     ]  # fmt: skip
     return {
@@ -264,6 +264,10 @@ def _prefix_sweep() -> Row:
         "within_bounds": False, "rows": rows, "shares": shares,
         "chosen": {"gamma": 0.6},
     }  # fmt: skip
+
+
+def _mean(value: float) -> Row:
+    return {"value": value, "n": 48, "low": value - 0.013, "high": value + 0.013}
 
 
 def detection(grid: int = 2, seed: int = 0) -> Row:

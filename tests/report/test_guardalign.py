@@ -148,11 +148,14 @@ def test_attention_on_the_prefix_is_drawn_and_listed_by_block(results, page, ind
     for model, rows in zip(results.models, tables, strict=True):
         shares = results.sweeps[model, GUARDALIGN]["shares"]
         for cells, row in zip(rows[1:], shares, strict=True):
-            told = [row["layer"], *(row[n] if row[n] is not None else "" for n in
-                                    ("plain", "calibrated"))]  # fmt: skip
+            found = [row["plain"], row["calibrated"]]
+            told = [row["layer"], *(each["value"] if each else "" for each in found)]
             assert [cells[0].text, *(cell.value for cell in cells[1:])] == list(map(str, told))
+            for each, cell in zip(found, cells[1:], strict=True):
+                bounds = each and interval(each["low"], each["high"], "share")
+                assert not each or f"{bounds} · n\xa048" in cell.text
         assert (index.parent / f"plots/guardalign.{model}.attention.svg").is_file()
-    said = "Calibration changes most in block 2: from 6.0 % to 26.0 %."
+    said = "most in block 2: from 6.0 % (4.7 to 7.3) to 26.0 % (24.7 to 27.3); n 48."
     assert plain(page.text).replace("\u202f", " ").count(said) == len(results.models)
 
 
