@@ -4,7 +4,8 @@ in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifac
      artifacts/MODEL/guardalign/parts, artifacts/MODEL/adversarial, artifacts/data,
      artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
-                together), detection.json, index.html, plots/*.svg, card.json
+                together), forms.json (unsafe answers by whether they have to name their thing),
+                detection.json, index.html, plots/*.svg, card.json
 """
 
 from collections.abc import Mapping
@@ -36,13 +37,19 @@ REPORTS = Path("reports")
 
 def run(params: Params) -> Path:
     """Gather the rows, pair every defended run with the undefended one, render the report."""
-    from hauberk.evaluation.metrics import corrected_rows, difference_rows, keyword_rows
+    from hauberk.evaluation.metrics import (
+        corrected_rows,
+        difference_rows,
+        form_rows,
+        keyword_rows,
+    )
     from hauberk.evaluation.run import read_records
     from tasks.report.comparison import Comparison
     from tasks.report.render import render_report
 
     metrics: list[Any] = []
     differences: list[Any] = []
+    forms: list[Any] = []
     responses: list[Any] = []
     sweeps: dict[tuple[str, str], Any] = {}
     for model in params.models:
@@ -57,6 +64,8 @@ def run(params: Params) -> Path:
             for defense, records in _by_defense(read_records(folder / "responses.jsonl")):
                 metrics += corrected_rows(records, control)
                 responses += map(_response, records)
+                if defense not in PARTS:
+                    forms += form_rows(records, control)
                 if defense != UNDEFENDED:
                     same = [by_id[record.sample_id] for record in records]
                     differences += difference_rows(records, same, asdict(params.noninferiority))
@@ -67,6 +76,7 @@ def run(params: Params) -> Path:
         metrics=metrics,
         differences=differences,
         sweeps=sweeps,
+        forms=forms,
         responses=responses,
         images=_images(params),
         chosen=params.registry.promote,
@@ -77,6 +87,7 @@ def run(params: Params) -> Path:
     with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:
         write_json(metrics, partial / "metrics.json")
         write_json(differences, partial / "differences.json")
+        write_json(forms, partial / "forms.json")
         found = [row for clip in detection.values() for row in clip["rows"]]
         write_json(found, partial / "detection.json")
         whole = [row for row in comparison.pooled if row["defense"] not in PARTS]  # on every suite

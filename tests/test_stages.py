@@ -183,6 +183,7 @@ def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
         assert suites == set(SMALL["suites"])
     differences = json.loads((done / "reports" / "differences.json").read_text())
     assert {row["defense"] for row in differences} == {"cmrm", "guardalign", *PARTS}
+    assert json.loads((done / "reports" / "forms.json").read_text()) == []  # words tell all wishes
     for part in PARTS:
         asked = {
             row["suite"]: row["n"]
