@@ -17,7 +17,9 @@ from hauberk.defenses.patch_transport import (
     patch_boxes,
 )
 from hauberk.evaluation.detection import (
+    ALL_HARMLESS,
     HARMFUL,
+    HARMLESS,
     Scenes,
     baselines,
     calibrated,
@@ -110,6 +112,32 @@ def test_masking_nothing_and_everything_are_measured_as_such(detector, scenes):
         kept = {name: value.value for name, value in found.items() if name != "auroc"}
         assert set(kept.values()) == {share}
         assert {f"harm_masked@{suite}" for suite in HARMFUL} < set(kept)
+
+
+def test_harmless_requests_are_counted_whatever_their_pictures_show(detector, scenes):
+    assert list(scenes.harmless) == list(HARMLESS)
+    toxic = {
+        suite: [bool(toxic_parts(subject)) for subject in subjects]
+        for suite, subjects in scenes.harmless.items()
+    }
+    assert {suite for suite, shown in toxic.items() if any(shown)} >= {"benign_image", "lookalike"}
+    assert not any(any(toxic[suite]) for suite in ("image_twin", "sd_typo_twin"))
+    tuned = calibrated(detector, scenes.benign, share=0.2)
+    found = measure_detection(tuned, scenes)
+    patches = {
+        suite: tuned.masked([subject.picture for subject in subjects]).patches.double()
+        for suite, subjects in scenes.harmless.items()
+    }
+    patches[ALL_HARMLESS] = torch.cat(list(patches.values()))
+    for suite, masked in patches.items():
+        touched, share = (
+            found[f"{name}@{suite}"] for name in ("touched_harmless_requests", "masked_patches")
+        )
+        assert touched.value == pytest.approx(masked.any(dim=1).double().mean().item())
+        assert share.value == pytest.approx(masked.mean().item())
+        assert touched.n == share.n == len(masked) == (56 if suite == ALL_HARMLESS else 8)
+        assert touched.low <= touched.value <= touched.high
+    assert 0 < found[f"touched_harmless_requests@{ALL_HARMLESS}"].value < 1
 
 
 def test_a_threshold_is_calibrated_on_harmless_patches_alone(detector, scenes):

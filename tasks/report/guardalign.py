@@ -35,8 +35,11 @@ MASKED = {
     "Patches masked": ("masked_patches",),
     "Harmless patches masked": ("masked_benign_patches", "masked_beside"),
     "Pictures without anything toxic, touched": ("touched_benign_pictures",),
+    "Harmless requests touched, whatever they show": ("touched_harmless_requests",),
 }
 """Column -> the metrics that stand in it, of which a suite has one."""
+ALL_HARMLESS = "all_harmless"
+"""As :mod:`hauberk.evaluation.detection` calls it, which needs torch; a test compares the two."""
 PARTS = {
     UNDEFENDED: "",
     GUARDALIGN: "masking and prefix",
@@ -194,11 +197,15 @@ def _sentences(
             f"All that is toxic is masked at best in {full(best)} of the pictures of {best.suite}, "
             f"at worst in {full(worst)} of those of {worst.suite}."
         )
-    touched = [cell for _, (*_, cell) in masked if cell]
-    if touched:
+    if clean := [cell for _, (*_, cell, _) in masked if cell]:
+        yield f"Of pictures without anything toxic, {full(clean[0])} lose a patch."
+    asked = {cell.suite: cell for _, (*_, cell) in masked if cell and cell.value is not None}
+    if whole := asked.pop(ALL_HARMLESS, None):
+        parts = sorted(asked.values(), key=lambda cell: -(cell.value or 0))
         yield (
-            f"Of pictures without anything toxic, {full(touched[0])} lose a patch; something toxic "
-            "is masked in harmless requests as well."
+            "A CLIP sees no question, so what is toxic is masked in harmless requests as well: of "
+            f"these, whatever they show, {full(whole)} lose a patch, suite by suite "
+            f"{'; '.join(f'{cell.suite} {full(cell)}' for cell in parts)}."
         )
 
 

@@ -288,6 +288,8 @@ def detection(grid: int = 2, seed: int = 0) -> Row:
           ("auroc", "auroc_as_printed", "auroc_max_cosine", "auroc_entropy", "masked_beside")),
         *((metric, "benign") for metric in ("masked_benign_patches", "touched_benign_pictures")),
         *((metric, suite) for metric in ("harm_masked", "masked_patches") for suite in _SHOWN),
+        *((metric, suite) for metric in ("touched_harmless_requests", "masked_patches")
+          for suite in ("benign_image", "lookalike", "image_twin", "all_harmless")),
     ]  # fmt: skip
     rows = [
         {"model": "lab-clip", "defense": "concept_bank", "suite": suite, "metric": metric,

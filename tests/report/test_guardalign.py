@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hauberk import UNDEFENDED
+from hauberk.evaluation.detection import ALL_HARMLESS
 from tasks.params import GUARDALIGN, PARTS
 from tasks.report import Comparison, guardalign, render_report
 from tasks.report.effects import REST
@@ -81,6 +82,24 @@ def test_the_sentences_name_the_best_and_the_worst_suite(results, page):
     best, worst = (pick(found.values(), key=lambda cell: cell.value) for pick in (max, min))
     assert plain(f"at best in {full(best)} of the pictures of {best.suite}") in plain(page.text)
     assert plain(f"at worst in {full(worst)} of those of {worst.suite}") in plain(page.text)
+
+
+def test_what_masking_costs_harmless_requests_is_no_share_of_clean_pictures(results, page):
+    assert guardalign.ALL_HARMLESS == ALL_HARMLESS
+    touched = {
+        row["suite"]: guardalign._cell(row)
+        for row in results.detection["lab-clip"]["rows"]
+        if row["metric"] in ("touched_harmless_requests", "touched_benign_pictures")
+    }
+    said = plain(page.text)
+    clean, whole = touched.pop("benign"), touched.pop(ALL_HARMLESS)
+    assert plain(f"Of pictures without anything toxic, {full(clean)} lose a patch.") in said
+    parts = sorted(touched.values(), key=lambda cell: -cell.value)
+    listed = "; ".join(f"{cell.suite} {full(cell)}" for cell in parts)
+    assert len(parts) == 3
+    assert (
+        plain(f"whatever they show, {full(whole)} lose a patch, suite by suite {listed}.") in said
+    )
 
 
 def test_the_scores_up_to_the_threshold_are_counted(results, tmp_path):
