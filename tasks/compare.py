@@ -108,10 +108,14 @@ def _by_defense(records: "list[Record]") -> "list[tuple[str, list[Record]]]":
     return [(name, list(group)) for name, group in groupby(records, lambda r: r.defense)]
 
 
+_TABLES = {"rows": "metrics", "grids": "grids"}
+
+
 def _detection(clip: str) -> dict[str, Any]:
-    """How well a CLIP finds what is unsafe in pictures: rows, scores and examples."""
+    """How well a CLIP finds what is unsafe in pictures: rows, a sweep, scores and examples."""
     folder = clip_folder(clip, "evaluation")
-    return {"rows": read_json(folder / "metrics.json"), **read_json(folder / "detection.json")}
+    tables = {name: read_json(folder / f"{of}.json") for name, of in _TABLES.items()}
+    return {**tables, **read_json(folder / "detection.json")}
 
 
 def _response(record: "Record") -> dict[str, Any]:

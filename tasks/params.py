@@ -71,6 +71,16 @@ class AttackBudget:
 
 
 @dataclass(frozen=True)
+class GridSweep:
+    """How many patches pictures are cut into for comparison, and how many pictures are."""
+
+    sides: Annotated[list[Annotated[int, Field(ge=2, le=16)]], Field(min_length=1)]
+    """Patches along a side, beside what the transport of a bank says."""
+    pictures: Annotated[int, Field(ge=6)]
+    """Of every harmful suite; of benign ones three times as many, for the thresholds."""
+
+
+@dataclass(frozen=True)
 class Profile:
     """A budget."""
 
@@ -79,6 +89,8 @@ class Profile:
     alphas: Annotated[list[Alpha], Field(min_length=1)]
     detection: Positive = 150
     """Pictures a suite on which patch detection is measured."""
+    grids: GridSweep = GridSweep([2, 3], pictures=10)
+    """A sweep over the number of patches, on the calibration pool."""
     parts: Positive = 40
     """Samples a suite, if it has so many, on which each part of GuardAlign is measured alone."""
 
@@ -263,8 +275,9 @@ class Params:
 
 
 for _section in (
-    Sizes, AttackBudget, Profile, ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
-    GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, Margins, Registry, Params,
+    Sizes, AttackBudget, GridSweep, Profile, ModelSpec, Variant, ShiftParams, TransportParams,
+    BankParams, GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, Margins,
+    Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
@@ -360,11 +373,14 @@ def _sentence(detail: Any) -> str:
     return f"{key}: {detail['input']!r} is wrong: {detail['msg'].lower()}"
 
 
+_OF_PROFILE = {"attack": AttackBudget, "grids": GridSweep}
+
+
 def _known(location: tuple[Any, ...]) -> list[str]:
     """List the keys that are right where an unknown one stands."""
     sections: dict[tuple[str, int], Any] = {
         ("profiles", 3): Profile,
-        ("profiles", 4): AttackBudget if "attack" in location else Sizes,
+        ("profiles", 4): _OF_PROFILE.get(str(location[2]) if location[2:] else "", Sizes),
         ("models", 3): ModelSpec,
         ("defenses", 3): ShiftParams,
         ("defenses", 5): Variant,
@@ -405,6 +421,8 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
     for clip, bank in params.concept_banks.items():
         yield from _bad_model(f"concept_banks.{clip}", clip, bank.path, root)
         yield from _bad_transport(f"concept_banks.{clip}", bank)
+        for name, profile in params.profiles.items():
+            yield from _bad_grids(f"profiles.{name}.grids", profile.grids, clip, bank)
         if clip in params.models:
             yield f"concept_banks.{clip}: is among `models` as well; give one of them another name"
     yield from _bad_guardalign(params, root)
@@ -484,6 +502,17 @@ def _bad_transport(key: str, bank: BankParams) -> Iterator[str]:
             f"patches are too few to mask {bank.masked_share:g} of them; give more"
         )
     yield from _repeated(f"{key}.transport.scales", bank.transport.scales)
+
+
+def _bad_grids(key: str, grids: GridSweep, clip: str, bank: BankParams) -> Iterator[str]:
+    yield from _repeated(f"{key}.sides", grids.sides)
+    patches = 3 * grids.pictures * min(bank.transport.grid, *grids.sides) ** 2
+    if patches * bank.masked_share < 1:
+        yield (
+            f"{key}.pictures: {grids.pictures} are wrong: three times as many have {patches} "
+            f"patches, too few to mask {bank.masked_share:g} of them as concept_banks.{clip} "
+            "does; give more"
+        )
 
 
 def _bad_guardalign(params: Params, root: Path) -> Iterator[str]:

@@ -20,6 +20,7 @@ from hauberk.evaluation.detection import (
     ALL_HARMLESS,
     HARMFUL,
     HARMLESS,
+    READINGS,
     Scenes,
     baselines,
     calibrated,
@@ -28,6 +29,7 @@ from hauberk.evaluation.detection import (
     mostly_masked,
     rank,
     subjects_of,
+    sweep_grids,
     toxic_parts,
 )
 from hauberk.lab.clip import load
@@ -138,6 +140,31 @@ def test_harmless_requests_are_counted_whatever_their_pictures_show(detector, sc
         assert touched.n == share.n == len(masked) == (56 if suite == ALL_HARMLESS else 8)
         assert touched.low <= touched.value <= touched.high
     assert 0 < found[f"touched_harmless_requests@{ALL_HARMLESS}"].value < 1
+
+
+def test_a_sweep_gives_every_reading_of_every_grid_its_own_threshold(detector, scenes):
+    rows = sweep_grids(detector, (3, 4, 3), scenes, share=0.1)
+    assert [(row.grid, row.reading) for row in rows] == [
+        (grid, reading) for grid in (2, 3, 4) for reading in READINGS
+    ]
+    known = {(row.grid, row.reading): row for row in rows}
+    for grid, reading in ((2, "ours"), (3, "as_printed")):
+        setting = detector.with_setting(grid=grid, **READINGS[reading])
+        tuned, row = calibrated(setting, scenes.benign, share=0.1), known[grid, reading]
+        assert row.auroc == rank(tuned.scores, scenes, grid)
+        gone = [
+            flag
+            for subjects in scenes.harmful.values()
+            for flag in mostly_masked(subjects, tuned.masked([one.picture for one in subjects]))
+        ]
+        assert (row.harm_masked.value, row.harm_masked.n) == (np.mean(gone), 5 * 24)
+    assert len({row.auroc.value for row in rows}) > len(READINGS)
+
+
+def test_scenes_without_harmless_patches_cannot_be_ranked_and_say_so(detector):
+    scenes = SimpleNamespace(harmful={"image_clutter": [scene(BOMB)]}, seed=1)
+    with pytest.raises(ValueError, match="0 positive and 0 negative"):
+        rank(detector.scores, scenes, 1)
 
 
 def test_a_threshold_is_calibrated_on_harmless_patches_alone(detector, scenes):

@@ -50,6 +50,7 @@ SMALL = {
             "attack": {"samples": 4, "calibration": 2, "steps": 2},
             "alphas": [1.0],
             "detection": 6,
+            "grids": {"sides": [3], "pictures": 6},
             "parts": 3,
         }
     },
@@ -382,6 +383,11 @@ def test_detection_has_every_row_with_its_interval_and_shows_masked_pictures(don
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
     assert json.loads((done / "reports/detection.json").read_text()) == rows
     found = json.loads((folder / "detection.json").read_text())
+    swept = json.loads((folder / "grids.json").read_text())
+    assert {row["grid"] for row in swept} == {2, 3}
+    for row in swept:
+        for found_of in (row["auroc"], row["harm_masked"]):
+            assert found_of["low"] <= found_of["value"] <= found_of["high"]
     for example in found["examples"]:
         hidden = [score <= found["threshold"] for score in example["scores"]]
         assert hidden == example["hidden"]

@@ -1,7 +1,7 @@
 """What GuardAlign sees in pictures, what a model sees of its prefix, and what its parts do."""
 
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hauberk import UNDEFENDED
@@ -38,6 +38,15 @@ MASKED = {
     "Harmless requests touched, whatever they show": ("touched_harmless_requests",),
 }
 """Column -> the metrics that stand in it, of which a suite has one."""
+READINGS = {
+    "ours": "ours",
+    "patches_alone": "patches alone",
+    "balanced": "concepts balanced",
+    "as_printed": "as printed",
+}
+"""Readings of the transport that a sweep of grids compares, and how its table calls them."""
+SWEPT = {"auroc": "Toxic patches ranked first (AUROC)", "harm_masked": "Harm masked"}
+"""What it measures of each."""
 ALL_HARMLESS = "all_harmless"
 """As :mod:`hauberk.evaluation.detection` calls it, which needs torch; a test compares the two."""
 PARTS = {
@@ -80,6 +89,9 @@ class Seen:
     """What scores patches, and how well."""
     masked: tuple[tuple[str, tuple[Cell | None, ...]], ...]
     """Suite, and its cells in the order of :data:`MASKED`."""
+    swept: tuple[tuple[int, tuple[Cell | None, ...]], ...]
+    """Patches along a side, and the cells of every reading, measure after measure of
+    :data:`SWEPT`."""
     scores: Figure
     scale: Figure
     examples: tuple[Example, ...]
@@ -163,6 +175,7 @@ def _seen(clip: str, found: Row) -> Seen:
         sentences=tuple(_sentences(ranks, masked)),
         ranked=tuple((name, ranks[metric]) for metric, name in RANKED.items() if metric in ranks),
         masked=tuple((suite, row) for suite, row in masked if any(row)),
+        swept=tuple(_swept(found["grids"])),
         scores=_scores(clip, found),
         scale=_scale(clip, found, span),
         examples=tuple(
@@ -175,6 +188,19 @@ def _seen(clip: str, found: Row) -> Seen:
 def _cell(row: Row) -> Cell:
     value, low, high = (number(row[name]) for name in ("value", "low", "high"))
     return Cell(row["suite"], row["metric"], value, row["n"], low, high)
+
+
+def _swept(rows: Sequence[Row]) -> Iterator[tuple[int, tuple[Cell | None, ...]]]:
+    known = {(row["grid"], row["reading"]): row for row in rows}
+    for grid in sorted({row["grid"] for row in rows}):
+        cells = (
+            _cell({"suite": reading, "metric": metric, **known[grid, reading][metric]})
+            if (grid, reading) in known
+            else None
+            for metric in SWEPT
+            for reading in READINGS
+        )
+        yield grid, tuple(cells)
 
 
 def _first(cells: dict[tuple[str, str], Cell], suite: str, metrics: Iterable[str]) -> Cell | None:

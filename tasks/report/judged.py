@@ -73,7 +73,7 @@ def _worded(comparison: Comparison, model: str) -> list[Worded]:
     found = {
         (row["suite"], row["defense"], row["form"]): row
         for row in comparison.forms
-        if row["model"] == model
+        if row["model"] == model and row["defense"] in order
     }
     keys = sorted({key[:2] for key in found}, key=lambda key: (suite_order(key[0]), order[key[1]]))
     return [Worded(*key, tuple(_form(found.get((*key, form))) for form in FORMS)) for key in keys]

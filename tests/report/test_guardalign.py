@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hauberk import UNDEFENDED
-from hauberk.evaluation.detection import ALL_HARMLESS
+from hauberk.evaluation.detection import ALL_HARMLESS, READINGS
 from tasks.params import GUARDALIGN, PARTS
 from tasks.report import Comparison, guardalign, render_report
 from tasks.report.effects import REST
@@ -100,6 +100,22 @@ def test_what_masking_costs_harmless_requests_is_no_share_of_clean_pictures(resu
     assert (
         plain(f"whatever they show, {full(whole)} lose a patch, suite by suite {listed}.") in said
     )
+
+
+def test_every_reading_of_every_grid_stands_under_its_name(results, page):
+    assert list(guardalign.READINGS) == list(READINGS)
+    groups, heads, *rows = page.table("grids")
+    assert [cell.text.strip() for cell in groups[1:]] == list(guardalign.SWEPT.values())
+    assert [cell.text.strip() for cell in heads[1:]] == 2 * list(guardalign.READINGS.values())
+    columns = [(metric, name) for metric in guardalign.SWEPT for name in guardalign.READINGS]
+    found = {(r["grid"], r["reading"]): r for r in results.detection["lab-clip"]["grids"]}
+    assert len(rows) * len(guardalign.READINGS) == len(found)
+    for first, *cells in rows:
+        side = int(first.text.split()[0])
+        for (metric, reading), cell in zip(columns, cells, strict=True):
+            told = found[side, reading][metric]
+            assert cell.value == str(told["value"])
+            assert f"{interval(told['low'], told['high'], metric)} · n\xa048" in cell.text
 
 
 def test_the_scores_up_to_the_threshold_are_counted(results, tmp_path):

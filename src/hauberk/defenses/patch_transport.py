@@ -8,10 +8,9 @@ Where the defaults depart from the paper, they were chosen on the lab's calibrat
 
 * score, problem and concepts: see :mod:`hauberk.defenses.transport`;
 * ``grid`` and ``scales``: 2 x 2 patches, to whose scores that of the whole picture is added.  A
-  patch that cuts a thing in two shows neither half well, and lab-clip reads words only whole.  Of
-  the pictures of five harmful suites this masks the harm in 63 % on average; 4 x 4 patches with the
-  scales 1, 2 and 3 in 50 %, with 2 and 3 in 35 %, though these rank patches better (AUROC 0.964,
-  0.989, 0.991; pool ``calibration``, n = 300 a suite, tau for 1 % of benign patches);
+  patch that cuts a thing in two shows neither half well, and lab-clip reads words only whole.  More
+  patches mask the harm of fewer pictures, and so do patches without the whole picture, though these
+  rank better; stage ``measure_detection`` sweeps both, and the report shows it;
 * a patch that is not square is squeezed into one.  CLIP's processors would cut its ends off, where
   nothing that stands there would be seen.
 

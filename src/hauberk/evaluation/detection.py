@@ -5,10 +5,12 @@ toxic thing or word covers 40 % of it or it holds 40 % of its pixels, harmless i
 left out if it holds fewer, as nobody could say whether it should be masked.
 """
 
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,6 +218,55 @@ def detection_table(detector: PatchTransport, scenes: Scenes) -> dict[str, Estim
     return found
 
 
+READINGS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "patches_alone": {"scales": ()},
+    "balanced": {"scales": (), "column_penalty": math.inf},
+    "as_printed": {
+        name: getattr(AS_PRINTED, name)
+        for name in ("weights", "problem", "score", "column_penalty", "scales")
+    },
+}
+"""What of a setting a sweep of grids changes: nothing; without the score of the whole picture; with
+the marginal of the concepts kept as well, as in Eq. 8; Eq. 7 to 9 as printed."""
+
+
+@dataclass(frozen=True)
+class OfGrid:
+    """What one reading does with pictures that are cut into grid x grid patches."""
+
+    reading: str
+    """One of :data:`READINGS`."""
+    grid: int
+    auroc: Estimate
+    """Toxic against harmless patches of cluttered scenes, as :func:`rank` draws them."""
+    harm_masked: Estimate
+    """Of the pictures of all harmful suites, those whose harm is mostly masked."""
+
+
+def sweep_grids(
+    detector: PatchTransport, grids: Iterable[int], scenes: Scenes, share: float
+) -> list[OfGrid]:
+    """Cut pictures into more or fewer patches, and read the transport in more than one way.
+
+    Every reading of every grid, that of the detector included, gets its own threshold, for
+    ``share`` of the benign patches: a score means something only at its number of patches.
+    """
+    detector, found = Remembering.of(detector), []
+    for grid in sorted({detector.setting.grid, *grids}):
+        for reading, changes in READINGS.items():
+            untuned = detector.with_setting(**{"grid": grid, **changes})
+            tuned = calibrated(untuned, scenes.benign, share)
+            gone = [
+                each
+                for subjects in scenes.harmful.values()
+                for each in mostly_masked(subjects, tuned.masked(_pictures(subjects)))
+            ]
+            auroc = rank(tuned.scores, scenes, grid)
+            found.append(OfGrid(reading, grid, auroc, proportion(gone)))
+    return found
+
+
 def mostly_masked(subjects: Sequence[Subject], masked: Masked) -> list[bool]:
     """Tell for every picture that has a toxic part whether all of them are mostly masked."""
     grid = round(masked.patches.shape[1] ** 0.5)
@@ -249,7 +300,7 @@ def rank(scorer: Scorer, scenes: Scenes, grid: int) -> Estimate:
         for row, truth in zip(scores, labels, strict=True)
         if (truth == 1).any() and (truth == 0).any()
     ]
-    toxic, harmless = np.array(drawn).T
+    toxic, harmless = np.array(drawn).reshape(-1, 2).T
     return area_under_roc(-toxic, -harmless)
 
 
@@ -259,10 +310,7 @@ def baselines(detector: PatchTransport) -> dict[str, Scorer]:
     All three look at the unsafe concepts and at the patches of one grid, as the paper has it.
     """
     grid, bank = detector.setting.grid, detector.bank
-    printed = detector.with_setting(
-        **{name: getattr(AS_PRINTED, name) for name in ("weights", "problem", "score",
-                                                        "column_penalty", "scales")}
-    )  # fmt: skip
+    printed = detector.with_setting(**READINGS["as_printed"])
 
     def features(images: Sequence[Image.Image]) -> Tensor:
         return detector.features(images, grid)
