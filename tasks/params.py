@@ -5,7 +5,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from pathlib import Path
+from math import inf
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -154,10 +155,13 @@ class BankParams:
     concepts: Literal["lab", "real"]
     """A name in :mod:`hauberk.data.concepts`."""
     transport: TransportParams
-    benign_scenes: Positive
-    """Pictures of harmless requests, of the calibration pools, that the threshold is set on."""
     masked_share: Annotated[float, Field(gt=0, lt=1)]
-    """Of their harmless patches, to be masked at most."""
+    """Of the harmless patches that the threshold is set on, to be masked at most."""
+    benign_scenes: Positive | None = None
+    """Pictures of harmless requests to set it on, of the lab's calibration pools, for concepts of
+    the lab."""
+    benign_pictures: str | None = None
+    """A folder of harmless pictures to set it on, all of them, for concepts of the real world."""
 
 
 @dataclass(frozen=True)
@@ -421,6 +425,7 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
     for clip, bank in params.concept_banks.items():
         yield from _bad_model(f"concept_banks.{clip}", clip, bank.path, root)
         yield from _bad_transport(f"concept_banks.{clip}", bank)
+        yield from _bad_benign(f"concept_banks.{clip}", bank, root)
         for name, profile in params.profiles.items():
             yield from _bad_grids(f"profiles.{name}.grids", profile.grids, clip, bank)
         if clip in params.models:
@@ -496,12 +501,40 @@ def _bad_calibration(key: str, suites: list[str]) -> Iterator[str]:
 
 
 def _bad_transport(key: str, bank: BankParams) -> Iterator[str]:
-    if bank.benign_scenes * bank.masked_share * bank.transport.grid**2 < 1:
+    if (bank.benign_scenes or inf) * bank.masked_share * bank.transport.grid**2 < 1:
         yield (
             f"{key}.benign_scenes: {bank.benign_scenes} pictures of {bank.transport.grid**2} "
             f"patches are too few to mask {bank.masked_share:g} of them; give more"
         )
     yield from _repeated(f"{key}.transport.scales", bank.transport.scales)
+
+
+def _bad_benign(key: str, bank: BankParams, root: Path) -> Iterator[str]:
+    """A threshold that was set on other pictures than a bank is for means nothing."""
+    here, needless = ("benign_scenes", "benign_pictures")[:: 1 if bank.concepts == "lab" else -1]
+    if getattr(bank, needless) is not None:
+        yield (
+            f"{key}.{needless}: {getattr(bank, needless)!r} is wrong: concepts {bank.concepts!r} "
+            f"set their threshold on {here}; null is right"
+        )
+    if bank.concepts == "lab":
+        if bank.benign_scenes is None:
+            yield f"{key}.benign_scenes: missing; say how many pictures of the lab it is set on"
+        return
+    home, told = PurePosixPath(bank.path), bank.benign_pictures
+    if told is None:
+        yield (
+            f"{key}.benign_pictures: missing: concepts 'real' set their threshold on harmless "
+            "pictures of yours, like those that will be asked about; put some hundreds, png, jpg "
+            f"or webp, into a folder such as '{home}/benign' and name it here"
+        )
+    elif home not in PurePosixPath(told).parents or ".." in PurePosixPath(told).parts:
+        yield (
+            f"{key}.benign_pictures: {told!r} is wrong: the stages follow the files in "
+            f"{bank.path!r} only; put the pictures into a folder there"
+        )
+    elif not (root / told).is_dir():
+        yield f"{key}.benign_pictures: {told!r} is no folder; put the pictures there"
 
 
 def _bad_grids(key: str, grids: GridSweep, clip: str, bank: BankParams) -> Iterator[str]:

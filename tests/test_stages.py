@@ -23,7 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hauberk.bundle import file_hash
+from hauberk.concepts import ConceptBank
 from hauberk.data.samples import read_suite, write_suite
+from hauberk.defenses.patch_transport import PatchTransport, setting_from
 from hauberk.errors import BadData, BadParams, HauberkError
 from tasks import (
     ablate_guardalign,
@@ -38,7 +41,7 @@ from tasks import (
     prepare_data,
 )
 from tasks.params import PARTS, load_params
-from tasks.stage import load_model, spread, writing
+from tasks.stage import load_clip, load_model, spread, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
@@ -301,6 +304,51 @@ def test_a_guardalign_says_which_bank_and_clip_it_was_made_with_and_what_was_tri
         plain, raised = row["plain"], row["calibrated"]
         assert 0 < plain["low"] < plain["value"] < plain["high"] < 1
         assert raised["value"] >= plain["value"] or row["layer"] not in calibrated
+
+
+def of_own_pictures(root, lab_folder, count=40):
+    """A project whose concepts are of the real world, with pictures in folders beside its CLIP."""
+    bank = {**SMALL["concept_banks"]["lab-clip"], "concepts": "real", "benign_scenes": None}
+    bank["benign_pictures"] = "lab/lab-clip/benign"
+    folder = project(root, lab_folder, concept_banks={"lab-clip": bank}) / bank["benign_pictures"]
+    for place in range(count):
+        (folder / str(place % 3)).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(place).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / str(place % 3) / f"{place}.png")
+    return folder
+
+
+def test_concepts_of_the_real_world_are_calibrated_on_the_users_pictures(lab_folder, tmp_path):
+    folder = of_own_pictures(tmp_path, lab_folder)
+    card = json.loads((run(tmp_path, build_concept_bank, "lab-clip") / "card.json").read_text())
+    (data,) = card["data"]
+    files = sorted(folder.rglob("*.png"), key=Path.as_posix)
+    known = [f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n" for path in files]
+    assert data["id"] == "lab/lab-clip/benign"
+    assert data["sha256"] == hashlib.sha256("".join(known).encode()).hexdigest()
+    told = card["parameters"]
+    assert told["calibrated_on"] == {
+        "folder": "lab/lab-clip/benign", "pictures": 40, "masked_share": 0.05
+    }  # fmt: skip
+    assert 0 < card["measurements"]["calibration_masked_transport"] <= 0.05
+    with contextlib.chdir(tmp_path):
+        clip, processor = load_clip(load_params(), "lab-clip")
+        bank = ConceptBank.load("artifacts/lab-clip/concept_bank/bundle", clip, processor)
+    detector = PatchTransport(clip, processor, bank, setting_from(told["transport"]))
+    masked = detector.masked([Image.open(file) for file in files]).patches
+    share = card["measurements"]["calibration_masked_transport"]
+    assert masked.double().mean().item() == pytest.approx(share, abs=0.01)  # batches may round
+
+
+def test_a_picture_of_the_users_that_cannot_be_read_ends_the_stage_and_is_named(
+    lab_folder, tmp_path
+):
+    folder = of_own_pictures(tmp_path, lab_folder)
+    (folder / "1" / "broken.webp").write_bytes(b"RIFF")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadData, match=r"lab/lab-clip/benign/1/broken\.webp: cannot be read"):
+        run(tmp_path, build_concept_bank, "lab-clip")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow

@@ -103,4 +103,5 @@ REAL = Concepts(
     ),
 )
 """20 unsafe categories, 21 harmless ones, 5 templates.  Never measured here: no CLIP of the real
-world is among the lab's models, so thresholds and even the order of the settings are open."""
+world is among the lab's models, so even the order of the settings is open.  The threshold is set on
+harmless pictures of the user's own: see ``benign_pictures`` in params.yaml."""

@@ -288,7 +288,7 @@ class PatchTransport:
         if setting.threshold == math.inf and setting.max_share == 1:
             patches, spared = ~nothing, 0
         else:
-            patches, spared = self._chosen(self.scores(images).cpu())
+            patches, spared = self.chosen(self.scores(images).cpu())
         black = setting.fill == "black"
         color = (0, 0, 0) if black else mean_color(self.processor)
         painted = tuple(
@@ -297,8 +297,11 @@ class PatchTransport:
         )
         return Masked(painted, patches, spared)
 
-    def _chosen(self, scores: Tensor) -> tuple[Tensor, int]:
-        """Choose the patches up to the threshold, the lowest first: bool (pictures, M)."""
+    def chosen(self, scores: Tensor) -> tuple[Tensor, int]:
+        """Choose the patches up to the threshold, the lowest first: bool (pictures, M).
+
+        With them goes how many of these ``max_share`` spares.
+        """
         unsafe = scores <= self.setting.threshold
         most = math.floor(self.setting.max_share * scores.shape[1] + 1e-9)
         ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)

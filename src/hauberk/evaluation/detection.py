@@ -346,12 +346,6 @@ def scores_by_truth(detector: PatchTransport, scenes: Scenes) -> dict[str, list[
     return found
 
 
-def masked_share(detector: PatchTransport, benign: Sequence[Subject]) -> float:
-    """Tell which share of the harmless patches of scenes a detector masks."""
-    harmless = _labels(benign, detector.setting.grid) == 0
-    return float(detector.masked(_pictures(benign)).patches.numpy()[harmless].mean())
-
-
 def _pictures(subjects: Sequence[Subject]) -> list[Image.Image]:
     return [subject.picture for subject in subjects]
 
