@@ -9,6 +9,7 @@ out  artifacts/CLIP/concept_bank/evaluation/   metrics.json, detection.json (sco
 
 from base64 import b64encode
 from io import BytesIO
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def run(params: Params, clip_name: str) -> Path:
 
     from hauberk.concepts import ConceptBank
     from hauberk.defenses.patch_transport import PatchTransport, Remembering, setting_from
+    from hauberk.errors import BadParams
     from hauberk.evaluation.detection import (
         RANKED,
         Scenes,
@@ -50,9 +52,15 @@ def run(params: Params, clip_name: str) -> Path:
     few = {"pool": "calibration", "seed": params.seed}  # of which a setting may be chosen
     drawn = replace(
         Scenes.drawn(**few, size=grids.pictures),
-        benign=benign_subjects(**few, size=3 * grids.pictures),
+        benign=benign_subjects(**few, size=4 * grids.pictures),
     )
-    swept = [asdict(row) for row in sweep_grids(detector, grids.sides, drawn, share)]
+    swept = sweep_grids(detector, grids.sides, drawn, share)
+    if any(row.threshold == -inf for row in swept):
+        raise BadParams(
+            f"profiles.{params.profile}.grids.pictures: {grids.pictures} are wrong: of four times "
+            f"as many no threshold masks a patch and at most {share:g} of the harmless ones; give "
+            "more."
+        )
     found = {
         "threshold": setting.threshold,
         "grid": setting.grid,
@@ -74,7 +82,7 @@ def run(params: Params, clip_name: str) -> Path:
     with writing(clip_folder(clip_name, "evaluation"), card) as partial:
         write_json(rows, partial / "metrics.json")
         write_json(found, partial / "detection.json")
-        write_json(swept, partial / "grids.json")
+        write_json([asdict(row) for row in swept], partial / "grids.json")
     return clip_folder(clip_name, "evaluation")
 
 

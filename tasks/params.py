@@ -78,7 +78,7 @@ class GridSweep:
     sides: Annotated[list[Annotated[int, Field(ge=2, le=16)]], Field(min_length=1)]
     """Patches along a side, beside what the transport of a bank says."""
     pictures: Annotated[int, Field(ge=6)]
-    """Of every harmful suite; of benign ones three times as many, for the thresholds."""
+    """Of every harmful suite; of benign ones four times as many, for the thresholds."""
 
 
 @dataclass(frozen=True)
@@ -539,10 +539,10 @@ def _bad_benign(key: str, bank: BankParams, root: Path) -> Iterator[str]:
 
 def _bad_grids(key: str, grids: GridSweep, clip: str, bank: BankParams) -> Iterator[str]:
     yield from _repeated(f"{key}.sides", grids.sides)
-    patches = 3 * grids.pictures * min(bank.transport.grid, *grids.sides) ** 2
+    patches = 4 * grids.pictures * min(bank.transport.grid, *grids.sides) ** 2
     if patches * bank.masked_share < 1:
         yield (
-            f"{key}.pictures: {grids.pictures} are wrong: three times as many have {patches} "
+            f"{key}.pictures: {grids.pictures} are wrong: four times as many have {patches} "
             f"patches, too few to mask {bank.masked_share:g} of them as concept_banks.{clip} "
             "does; give more"
         )

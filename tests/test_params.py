@@ -102,7 +102,7 @@ WRONG = [
     ((*BANK_KEY, "benign_scenes"), 20, "benign_scenes: 20 pictures of 4 patches are too few"),
     (("profiles", "quick", "grids", "sides", 0), 1, "grids.sides.0: 1 is wrong.*equal to 2"),
     (("profiles", "full", "grids", "sides"), [2, 2], "full.grids.sides: 2 stands there more than"),
-    (("profiles", "quick", "grids", "pictures"), 8, "quick.grids.pictures: 8 are wrong.*96 patche"),
+    (("profiles", "quick", "grids", "pictures"), 6, "quick.grids.pictures: 6 are wrong.*96 patche"),
     ((*BANK_KEY, "benign_scenes"), None, "benign_scenes: missing; say how many pictures of the la"),
     ((*BANK_KEY, "benign_pictures"), "lab/lab-clip/x", "'lab' set their .* benign_scenes; null is"),
     ((*BANK_KEY, "concepts"), "real", "benign_scenes: 600 is wrong: .* on benign_pictures; null"),

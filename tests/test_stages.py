@@ -434,12 +434,26 @@ def test_detection_has_every_row_with_its_interval_and_shows_masked_pictures(don
     swept = json.loads((folder / "grids.json").read_text())
     assert {row["grid"] for row in swept} == {2, 3}
     for row in swept:
+        assert abs(row["threshold"]) < 1e3
         for found_of in (row["auroc"], row["harm_masked"]):
             assert found_of["low"] <= found_of["value"] <= found_of["high"]
     for example in found["examples"]:
         hidden = [score <= found["threshold"] for score in example["scores"]]
         assert hidden == example["hidden"]
         assert (example["picture"] == example["masked"]) == (not any(hidden))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_too_few_pictures_says_how_to_get_more(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["concept_banks"]["lab-clip"]["masked_share"] = 0.011  # of 96 patches, not all harmless
+    params["profiles"]["small"]["grids"]["sides"] = [2]
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    before = contents(root)
+    with pytest.raises(BadParams, match=r"small\.grids\.pictures: 6 are wrong.*give more"):
+        run(root, measure_detection, "lab-clip")
+    assert contents(root) == before
 
 
 @pytest.mark.slow

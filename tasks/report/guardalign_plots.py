@@ -128,6 +128,7 @@ def plot_attention(shares: Sequence[Row]) -> str:
             )  # fmt: skip
         axis.set(xlabel="decoder block", ylabel="attention on the prefix", ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))  # whole percents
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.legend(loc="best")
         return svg(figure)

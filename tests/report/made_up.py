@@ -320,8 +320,8 @@ def detection(grid: int = 2, seed: int = 0) -> Row:
     scores = {"toxic": [dice.gauss(-10, 6) for _ in range(60)],
               "benign": [dice.gauss(15, 9) for _ in range(200)]}  # fmt: skip
     grids = [
-        {"reading": reading, "grid": side, "auroc": _mean(dice.uniform(0.5, 0.9)),
-         "harm_masked": _mean(dice.uniform(0.1, 0.9))}
+        {"reading": reading, "grid": side, "threshold": -1.0,
+         "auroc": _mean(dice.uniform(0.5, 0.9)), "harm_masked": _mean(dice.uniform(0.1, 0.9))}
         for side in (2, 3) for reading in ("ours", "patches_alone", "balanced", "as_printed")
     ]  # fmt: skip
     return {"threshold": threshold, "grid": grid, "rows": rows, "grids": grids, "scores": scores,

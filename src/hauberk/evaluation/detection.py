@@ -238,6 +238,8 @@ class OfGrid:
     reading: str
     """One of :data:`READINGS`."""
     grid: int
+    threshold: float
+    """-inf, which masks nothing, where the benign patches are too few for the share."""
     auroc: Estimate
     """Toxic against harmless patches of cluttered scenes, as :func:`rank` draws them."""
     harm_masked: Estimate
@@ -263,7 +265,7 @@ def sweep_grids(
                 for each in mostly_masked(subjects, tuned.masked(_pictures(subjects)))
             ]
             auroc = rank(tuned.scores, scenes, grid)
-            found.append(OfGrid(reading, grid, auroc, proportion(gone)))
+            found.append(OfGrid(reading, grid, tuned.setting.threshold, auroc, proportion(gone)))
     return found
 
 
