@@ -297,10 +297,21 @@ def test_a_guardalign_says_which_bank_and_clip_it_was_made_with_and_what_was_tri
     assert {"transport", "prefix"} <= told.keys()
     assert told["prefix"]["text"] == sweep["chosen"]["text"] == "be safe . "
     assert {d["id"] for d in card["data"]} == {"calibration/text_image", "calibration/benign_image"}
-    shares = sweep["shares"]
+
+
+@pytest.mark.slow
+def test_the_share_of_attention_is_of_the_requests_that_get_the_prefix(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["guardalign"]["variants"] = [{"text": "be safe . "}]  # which all get
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    shares = json.loads((run(root, calibrate_guardalign, "lab-llava") / "sweep.json").read_text())[
+        "shares"
+    ]
     assert [row["layer"] for row in shares] == [0, 1, 2, 3]
     calibrated = {1, 2}  # round(.28 * 4) to round(.44 * 4)
     for row in shares:
+        assert row["plain"]["n"] == row["calibrated"]["n"] == 3 + 3
         plain, raised = row["plain"], row["calibrated"]
         assert 0 < plain["low"] < plain["value"] < plain["high"] < 1
         assert raised["value"] >= plain["value"] or row["layer"] not in calibrated
@@ -391,29 +402,42 @@ def test_some_answers_of_every_part_are_compared_with_batch_size_1(done):
         assert f"lab-llava / {part}</th><td>0 of 1 checked" in page
 
 
-@pytest.mark.parametrize("gate", ["always_on", "any_masked"])
+@dataclass(frozen=True)
+class Half:
+    """A masking or a prefix of requests that are words: masked ones are said loudly."""
+
+    gate: str
+    masks: tuple = ()
+    says: str = ""
+
+    def rewrite_all(self, words):
+        return [word.upper() if word in self.masks else word for word in words]
+
+    def opens_gate(self, before, after):
+        return self.gate == "always_on" or after is not before
+
+    def rewrite(self, word):
+        return self.says + word
+
+
+GATES = pytest.mark.parametrize("gate", ["always_on", "any_masked"])
+
+
+@GATES
+def test_attention_is_measured_on_what_the_gate_lets_through_as_it_is_masked(gate):
+    masks, words = Half(gate, masks=("a", "b")), ["a", "b", "c"]
+    once = calibrate_guardalign._Once(
+        masks, dict(zip(words, masks.rewrite_all(words), strict=True))
+    )
+    once.rewrite_all = masks.rewrite_all
+    assert once.reached(words) == ["A", "B", *("c" for _ in range(gate == "always_on"))]
+
+
+@GATES
 def test_the_prefix_alone_goes_where_the_whole_puts_it_and_masks_nothing(gate):
-    """The requests are words; the first two are masked."""
-
-    @dataclass(frozen=True)
-    class Half:
-        masks: tuple = ()
-        says: str = ""
-
-        def rewrite_all(self, words):
-            return [word.upper() if word in self.masks else word for word in words]
-
-        def opens_gate(self, before, after):
-            return gate == "always_on" or after is not before
-
-        def rewrite(self, word):
-            return self.says + word
-
-        def applied(self, model):
-            return contextlib.nullcontext()
-
     guard = SimpleNamespace(
-        transport=Half(masks=("a", "b")), with_transport=lambda none: Half(says="be safe ")
+        transport=Half(gate, masks=("a", "b")),
+        with_transport=lambda none: Half(gate, says="be safe "),
     )
     alone = ablate_guardalign._PrefixAlone(guard)
     found = alone.rewrite_all(["a", "b", "c"])
