@@ -5,18 +5,21 @@ in   artifacts/MODEL/guardalign/bundle, artifacts/CLIP/concept_bank/bundle, the 
 out  artifacts/MODEL/guardalign/parts/   responses.jsonl, metrics.json, card.json
 
 The rows are those of :data:`tasks.params.PARTS`.  Two of them are no parts: the literal reading of
-the paper, and pictures of which everything is masked: no masking can hide more of them.
+the paper, and pictures of which everything is masked: no masking can hide more of them.  A part
+acts on the requests that it acts on in the whole: where the gate keeps the prefix to requests of
+which something is masked, the prefix alone goes to no other.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from tasks.params import GUARDALIGN, PARTS, Params
+from tasks.parts import measure_parts
 from tasks.stage import (
-    SCRATCH,
     bundle_folder,
     clip_folder,
     load_model,
@@ -24,63 +27,35 @@ from tasks.stage import (
     parts_folder,
     read_json,
     suite_file,
-    write_json,
     writing,
 )
 
 
 def run(params: Params, model_name: str) -> Path:
     """Answer and judge the first test samples of each suite under every part."""
-    import shutil
-
-    from tqdm import tqdm
-
     from hauberk.bundle import binding_of, versions
     from hauberk.data.samples import read_suite
     from hauberk.defenses import load
-    from hauberk.evaluation.metrics import metric_rows
-    from hauberk.evaluation.run import evaluate, write_records
 
     told = params.guardalign
     model, processor = load_model(params, model_name)
     bundle = bundle_folder(model_name, GUARDALIGN)
     guard = load(bundle, model, processor)
     bank = read_json(clip_folder(told.clip, "bundle") / "card.json")["parameters"]
-    count = params.budget.parts
     files = [suite_file(model_name, "test", suite) for suite in told.parts_on]
-    samples = [sample for file in files for sample in read_suite(file)[:count]]
-    scratch = SCRATCH / f"ablate_guardalign@{model_name}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    records, rows = [], []
-    total = len(PARTS) * len(samples)
-    with tqdm(total=total, desc=f"{model_name}: parts of {GUARDALIGN}") as bar:
-        for name, part in parts_of(guard, bank["as_printed"]).items():
-            answered = evaluate(
-                model,
-                processor,
-                samples,
-                part,
-                names=(model_name, name),
-                journal=scratch / f"{name}.jsonl",
-                max_new_tokens=params.evaluate.max_new_tokens,
-                batch_size=params.evaluate.batch_size,
-                progress=bar.update,
-            )
-            records += answered
-            rows += metric_rows(answered)
+    samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
+    parts = parts_of(guard, bank["as_printed"])
+    found = measure_parts(params, model_name, (model, processor), samples, parts)
     card = {
         "model": model_name,
-        "parts": list(PARTS),
         "binding": asdict(binding_of(model, processor)),
         "bundle": read_json(bundle / "card.json")["card_sha256"],
         "generation": asdict(params.evaluate),
         "versions": versions(),
-        "responses": len(records),
+        **found.card,
     }
     with writing(parts_folder(model_name), card) as partial:
-        write_records(records, partial / "responses.jsonl")
-        write_json(rows, partial / "metrics.json")
-    shutil.rmtree(scratch, ignore_errors=True)
+        found.write(partial)
     return parts_folder(model_name)
 
 
@@ -96,11 +71,11 @@ def parts_of(guard: Any, as_printed: Mapping[str, Any]) -> dict[str, Any]:
 
     transport, prefix = guard.transport, guard.prefix
     literal = PrefixAttention(PrefixSetting(mode="literal"), prefix.processor)
-    printed = replace(setting_from(as_printed), gate="always_on")
+    printed = setting_from(as_printed)  # with the paper's gate, which is always on
     made = {
         "transport_only": guard.with_prefix(None),
-        "prefix_only": guard.with_prefix(prefix.with_gamma(0.0)).with_transport(None),
-        "prefix_calibrated": guard.with_transport(None),
+        "prefix_only": _PrefixAlone(guard.with_prefix(prefix.with_gamma(0.0))),
+        "prefix_calibrated": _PrefixAlone(guard),
         "guardalign_literal": guard.with_prefix(literal).with_transport(
             transport.with_setting(**vars(printed))
         ),
@@ -109,6 +84,28 @@ def parts_of(guard: Any, as_printed: Mapping[str, Any]) -> dict[str, Any]:
         ),
     }
     return {name: made[name] for name in PARTS}
+
+
+class _PrefixAlone:
+    """The prefix of a GuardAlign for the requests that get it there, with no picture masked."""
+
+    method = GUARDALIGN
+
+    def __init__(self, guard: Any) -> None:
+        self.transport, self.prefix = guard.transport, guard.with_transport(None)
+
+    def rewrite(self, request: Any) -> Any:
+        return self.rewrite_all([request])[0]
+
+    def rewrite_all(self, requests: Any) -> list[Any]:
+        masked = self.transport.rewrite_all(requests)
+        return [
+            self.prefix.rewrite(before) if self.transport.opens_gate(before, after) else before
+            for before, after in zip(requests, masked, strict=True)
+        ]
+
+    def applied(self, model: Any) -> AbstractContextManager[None]:
+        return self.prefix.applied(model)
 
 
 if __name__ == "__main__":

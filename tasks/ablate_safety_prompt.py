@@ -20,7 +20,6 @@ from tasks.stage import (
     parts_folder,
     read_json,
     suite_file,
-    write_json,
     writing,
 )
 
@@ -33,7 +32,6 @@ def run(params: Params, model_name: str) -> Path:
     from hauberk.bundle import binding_of, versions
     from hauberk.data.samples import read_suite
     from hauberk.defenses import load
-    from hauberk.evaluation.run import write_records
 
     model, processor = load_model(params, model_name)
     bundles = {name: bundle_folder(model_name, name) for name in (DAVSP, GUARDALIGN, CMRM)}
@@ -41,22 +39,20 @@ def run(params: Params, model_name: str) -> Path:
     files = [suite_file(model_name, "test", suite) for suite in params.davsp.parts_on]
     samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
     parts = parts_of(loaded[DAVSP], loaded[GUARDALIGN], loaded[CMRM])
-    records, rows = measure_parts(params, model_name, (model, processor), samples, parts)
+    found = measure_parts(params, model_name, (model, processor), samples, parts)
     card = {
         "model": model_name,
-        "parts": list(parts),
         "binding": asdict(binding_of(model, processor)),
         "bundles": {
             name: read_json(folder / "card.json")["card_sha256"] for name, folder in bundles.items()
         },
         "generation": asdict(params.evaluate),
         "versions": versions(),
-        "responses": len(records),
+        **found.card,
     }
     folder = parts_folder(model_name, DAVSP)
     with writing(folder, card) as partial:
-        write_records(records, partial / "responses.jsonl")
-        write_json(rows, partial / "metrics.json")
+        found.write(partial)
     return folder
 
 

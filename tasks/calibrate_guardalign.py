@@ -3,7 +3,8 @@
 in   artifacts/CLIP/concept_bank/bundle, the CLIP, artifacts/data/calibration/*,
      artifacts/MODEL/adversarial, the model
 out  artifacts/MODEL/guardalign/bundle/   concepts.safetensors, sweep.json (every variant that was
-     tried, the rule, the prefix's share of the attention by layer), card.json
+     tried, the rule, the prefix's share of the attention by layer in the requests that get it),
+     card.json
 
 Which patches are masked depends neither on the prefix nor on the fill, so every picture is looked
 at once.
@@ -27,7 +28,8 @@ from tasks.stage import (
 )
 
 _LOOKED_AT = 48
-"""Requests that the prefix's share of the attention is averaged over, spread over the suites."""
+"""Requests that the prefix's share of the attention is averaged over, of those that get the prefix,
+spread over the suites."""
 
 
 def run(params: Params, model_name: str) -> Path:
@@ -80,7 +82,8 @@ def run(params: Params, model_name: str) -> Path:
     result = sweep(settings, measured(None), measured)
     bar.close()
     setting, rates = result.tried[result.chosen]
-    shares = _shares(model, processor, spread(requests, _LOOKED_AT), setting.prefix)
+    armoured = seen[setting.fill].gated(setting.gate).reached(requests)
+    shares = _shares(model, processor, spread(armoured, _LOOKED_AT), setting.prefix)
     document = result.document() | {"shares": shares}
     guard = GuardAlign(
         transport.with_setting(gate=setting.gate, fill=setting.fill),
@@ -138,6 +141,11 @@ class _Once:
             for request, other in zip(requests, after, strict=True)
         ]
 
+    def reached(self, requests: list[Any]) -> list[Any]:
+        """The requests that the gate lets what else there is reach, as they are masked."""
+        pairs = zip(requests, self.rewrite_all(requests), strict=True)
+        return [after for before, after in pairs if self.opens_gate(before, after)]
+
 
 def _key(request: Any) -> tuple[Any, ...]:
     return request.text, *map(id, request.images)
@@ -146,28 +154,37 @@ def _key(request: Any) -> tuple[Any, ...]:
 def _shares(model: Any, processor: Any, requests: list[Any], prefix: Any) -> list[dict[str, Any]]:
     """The share of the attention that lies on the prefix, by layer, with calibration and without.
 
-    Both while the same answers are read, those of the prefix without calibration.  A layer without
-    causal self-attention has none.
+    Both while the same answers are read, those of the prefix without calibration; means over
+    requests, pictures masked, with intervals.  A layer without causal self-attention has none, and
+    where fewer than two requests get the prefix no layer has.
     """
-    from math import isnan
-
     from hauberk.defenses.prefix_attention import PrefixAttention, prefix_share
     from hauberk.requests import respond
 
+    if len(requests) < 2:
+        return []
     plain = PrefixAttention(prefix, processor).with_gamma(0.0)
     said = [answer.text for answer in respond(model, processor, requests, plain)]
     if prefix.placement == "answer":
         said = [text.removeprefix(prefix.text) for text in said]
     answers = [text or "." for text in said]
-    shares = [
-        prefix_share(model, processor, requests, each, answers=answers).tolist()
-        for each in (plain, plain.with_gamma(prefix.gamma))
-    ]
+    shares = {
+        name: prefix_share(model, processor, requests, each, answers=answers)
+        for name, each in (("plain", plain), ("calibrated", plain.with_gamma(prefix.gamma)))
+    }
     return [
-        {"layer": layer, "n": len(requests), "plain": None if isnan(before) else before,
-         "calibrated": None if isnan(after) else after}
-        for layer, (before, after) in enumerate(zip(*shares, strict=True))
-    ]  # fmt: skip
+        {"layer": layer}
+        | {name: _estimated(found[:, layer].tolist()) for name, found in shares.items()}
+        for layer in range(shares["plain"].shape[1])
+    ]
+
+
+def _estimated(shares: list[float]) -> dict[str, float] | None:
+    from math import isnan
+
+    from hauberk.evaluation.statistics import mean
+
+    return None if any(map(isnan, shares)) else asdict(mean(shares))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifac
      artifacts/MODEL/davsp/attacked, artifacts/transfer,
      artifacts/MODEL/adversarial, artifacts/data, artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
-                together), detection.json, index.html, plots/*.svg, card.json
+                together), forms.json (unsafe answers by whether they have to name their thing),
+                detection.json, index.html, plots/*.svg, card.json
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
-from tasks.params import DAVSP, Params, is_part
+from tasks.params import DAVSP, GUARDALIGN, Params, is_part
 from tasks.stage import (
     TRANSFER,
     bundle_folder,
@@ -39,13 +40,19 @@ ANSWERS = "responses.jsonl"
 
 def run(params: Params) -> Path:
     """Gather the rows, pair every defended run with the undefended one, render the report."""
-    from hauberk.evaluation.metrics import corrected_rows, difference_rows, keyword_rows
+    from hauberk.evaluation.metrics import (
+        corrected_rows,
+        difference_rows,
+        form_rows,
+        keyword_rows,
+    )
     from hauberk.evaluation.run import read_records
     from tasks.report.comparison import Comparison
     from tasks.report.render import render_report
 
     metrics: list[Any] = []
     differences: list[Any] = []
+    forms: list[Any] = []
     responses: list[Any] = []
     sweeps: dict[tuple[str, str], Any] = {}
     for model in params.models:
@@ -64,6 +71,8 @@ def run(params: Params) -> Path:
             for defense, records in _by_defense(own):
                 metrics += corrected_rows(records, control)
                 responses += map(_response, records)
+                if not is_part(defense):
+                    forms += form_rows(records, control)
                 if defense != UNDEFENDED:
                     same = [by_id[record.sample_id] for record in records]
                     differences += difference_rows(records, same, asdict(params.noninferiority))
@@ -75,6 +84,7 @@ def run(params: Params) -> Path:
         metrics=metrics,
         differences=differences,
         sweeps=sweeps,
+        forms=forms,
         responses=responses,
         images=_images(params),
         chosen=params.registry.promote,
@@ -86,6 +96,7 @@ def run(params: Params) -> Path:
     with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:
         write_json(metrics, partial / "metrics.json")
         write_json(differences, partial / "differences.json")
+        write_json(forms, partial / "forms.json")
         found = [row for clip in detection.values() for row in clip["rows"]]
         write_json(found, partial / "detection.json")
         whole = [row for row in comparison.pooled if not is_part(row["defense"])]  # on every suite
@@ -129,10 +140,14 @@ def _by_defense(records: "list[Record]") -> "list[tuple[str, list[Record]]]":
     return [(name, list(group)) for name, group in groupby(records, lambda r: r.defense)]
 
 
+_TABLES = {"rows": "metrics", "grids": "grids"}
+
+
 def _detection(clip: str) -> dict[str, Any]:
-    """How well a CLIP finds what is unsafe in pictures: rows, scores and examples."""
+    """How well a CLIP finds what is unsafe in pictures: rows, a sweep, scores and examples."""
     folder = clip_folder(clip, "evaluation")
-    return {"rows": read_json(folder / "metrics.json"), **read_json(folder / "detection.json")}
+    tables = {name: read_json(folder / f"{of}.json") for name, of in _TABLES.items()}
+    return {**tables, **read_json(folder / "detection.json")}
 
 
 def _response(record: "Record") -> dict[str, Any]:
@@ -169,7 +184,8 @@ def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
         "May be lost and still be no worse": asdict(params.noninferiority),
         "Versions": _versions(bundles, evaluations),
-        "Batched answers that differ from batch size 1": _differing(evaluations),
+        "Batched answers that differ from batch size 1": _differing(evaluations)
+        | _differing(_parts(params)),
         "Bundles": {name: card["card_sha256"] for name, card in bundles.items()},
         "Concept banks": {
             clip: read_json(clip_folder(clip, "bundle") / "card.json")["card_sha256"]
@@ -186,6 +202,23 @@ def _versions(bundles: Mapping[str, Any], evaluations: Mapping[str, Any]) -> dic
     return {
         name: ", ".join(f"{package} {version}" for package, version in card["versions"].items())
         for name, card in made.items()
+    }
+
+
+def _parts(params: Params) -> dict[str, Any]:
+    """What the parts of defenses were checked for, part by part as an evaluation is."""
+    cards = {
+        model: [
+            read_json(parts_folder(model, whole) / "card.json") for whole in (GUARDALIGN, DAVSP)
+        ]
+        + [read_json(TRANSFER / "card.json")["tried"][model]]
+        for model in params.models
+    }
+    return {
+        f"{model} / {part}": {**card, "differing_alone": differing}
+        for model, found in cards.items()
+        for card in found
+        for part, differing in card["differing_alone"].items()
     }
 
 

@@ -1,13 +1,15 @@
 """Stage measure_detection: how well a concept bank finds what is unsafe in pictures.
 
 in   artifacts/CLIP/concept_bank/bundle, the CLIP; scenes of the lab's test pools, where the places
-     of toxic things and words are known
+     of toxic things and words are known, and of its calibration pools for the sweep
 out  artifacts/CLIP/concept_bank/evaluation/   metrics.json, detection.json (scores of patches that
-     hold something toxic and of others, examples), card.json
+     hold something toxic and of others, examples), grids.json (a sweep over the number of patches
+     and over readings of the transport), card.json
 """
 
 from base64 import b64encode
 from io import BytesIO
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,19 @@ _EXAMPLES = ("image_clutter", "image", "sd_typo", "typographic")
 
 def run(params: Params, clip_name: str) -> Path:
     """Rank and mask the patches of test scenes; write rows, scores and examples."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from hauberk.concepts import ConceptBank
     from hauberk.defenses.patch_transport import PatchTransport, Remembering, setting_from
-    from hauberk.evaluation.detection import RANKED, Scenes, detection_table, scores_by_truth
+    from hauberk.errors import BadParams
+    from hauberk.evaluation.detection import (
+        RANKED,
+        Scenes,
+        benign_subjects,
+        detection_table,
+        scores_by_truth,
+        sweep_grids,
+    )
 
     clip, processor = load_clip(params, clip_name)
     bundle = clip_folder(clip_name, "bundle")
@@ -38,6 +48,19 @@ def run(params: Params, clip_name: str) -> Path:
         metric, _, suite = name.partition("@")
         of = {"model": clip_name, "defense": BANK, "suite": suite or RANKED, "metric": metric}
         rows.append({**of, **asdict(estimate)})
+    grids, share = params.budget.grids, params.concept_banks[clip_name].masked_share
+    few = {"pool": "calibration", "seed": params.seed}  # of which a setting may be chosen
+    drawn = replace(
+        Scenes.drawn(**few, size=grids.pictures),
+        benign=benign_subjects(**few, size=4 * grids.pictures),
+    )
+    swept = sweep_grids(detector, grids.sides, drawn, share)
+    if any(row.threshold == -inf for row in swept):
+        raise BadParams(
+            f"profiles.{params.profile}.grids.pictures: {grids.pictures} are wrong: of four times "
+            f"as many no threshold masks a patch and at most {share:g} of the harmless ones; give "
+            "more."
+        )
     found = {
         "threshold": setting.threshold,
         "grid": setting.grid,
@@ -54,10 +77,12 @@ def run(params: Params, clip_name: str) -> Path:
         "pool": "test",
         "pictures": params.budget.detection,
         "seed": params.seed,
+        "grids": {"pool": "calibration", **asdict(grids)},
     }
     with writing(clip_folder(clip_name, "evaluation"), card) as partial:
         write_json(rows, partial / "metrics.json")
         write_json(found, partial / "detection.json")
+        write_json([asdict(row) for row in swept], partial / "grids.json")
     return clip_folder(clip_name, "evaluation")
 
 

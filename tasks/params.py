@@ -5,7 +5,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
-from pathlib import Path
+from math import inf
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -96,6 +97,16 @@ class FrameBudget:
 
 
 @dataclass(frozen=True)
+class GridSweep:
+    """How many patches pictures are cut into for comparison, and how many pictures are."""
+
+    sides: Annotated[list[Annotated[int, Field(ge=2, le=16)]], Field(min_length=1)]
+    """Patches along a side, beside what the transport of a bank says."""
+    pictures: Annotated[int, Field(ge=6)]
+    """Of every harmful suite; of benign ones four times as many, for the thresholds."""
+
+
+@dataclass(frozen=True)
 class Profile:
     """A budget."""
 
@@ -104,6 +115,8 @@ class Profile:
     alphas: Annotated[list[Alpha], Field(min_length=1)]
     detection: Positive = 150
     """Pictures a suite on which patch detection is measured."""
+    grids: GridSweep = GridSweep([2, 3], pictures=10)
+    """A sweep over the number of patches, on the calibration pool."""
     parts: Positive = 40
     """Samples a suite, if it has so many, on which each part of a defense is measured alone."""
     frame: FrameBudget = field(default_factory=lambda: FrameBudget(100, 150))
@@ -169,10 +182,13 @@ class BankParams:
     concepts: Literal["lab", "real"]
     """A name in :mod:`hauberk.data.concepts`."""
     transport: TransportParams
-    benign_scenes: Positive
-    """Pictures of harmless requests, of the calibration pools, that the threshold is set on."""
     masked_share: Annotated[float, Field(gt=0, lt=1)]
-    """Of their harmless patches, to be masked at most."""
+    """Of the harmless patches that the threshold is set on, to be masked at most."""
+    benign_scenes: Positive | None = None
+    """Pictures of harmless requests to set it on, of the lab's calibration pools, for concepts of
+    the lab."""
+    benign_pictures: str | None = None
+    """A folder of harmless pictures to set it on, all of them, for concepts of the real world."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +319,8 @@ class Generation:
     batch_size: Positive
     max_new_tokens: Positive
     checked_alone: Positive
-    """Answers of a run that are generated again with batch size 1 and compared."""
+    """Answers of a run that are generated again with batch size 1 and compared; of GuardAlign's
+    parts, all of them together."""
 
 
 Margin = Annotated[float, Field(gt=0, lt=1)]
@@ -370,7 +387,7 @@ class Params:
 
 
 for _section in (
-    Sizes, AttackBudget, FrameBudget, Profile, HarmParams, FrameParams, FrameTraining,
+    Sizes, AttackBudget, FrameBudget, GridSweep, Profile, HarmParams, FrameParams, FrameTraining,
     SafetyPromptParams, ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
     GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, Margins, Registry, Params,
 ):  # fmt: skip
@@ -468,11 +485,14 @@ def _sentence(detail: Any) -> str:
     return f"{key}: {detail['input']!r} is wrong: {detail['msg'].lower()}"
 
 
+_OF_PROFILE = {"attack": AttackBudget, "frame": FrameBudget, "grids": GridSweep}
+
+
 def _known(location: tuple[Any, ...]) -> list[str]:
     """List the keys that are right where an unknown one stands."""
     sections: dict[tuple[str, int], Any] = {
         ("profiles", 3): Profile,
-        ("profiles", 4): next((kind for name, kind in _BUDGETS.items() if name in location), Sizes),
+        ("profiles", 4): _OF_PROFILE.get(str(location[2]) if location[2:] else "", Sizes),
         ("models", 3): ModelSpec,
         ("defenses", 3): ShiftParams,
         ("defenses", 5): Variant,
@@ -491,9 +511,6 @@ def _known(location: tuple[Any, ...]) -> list[str]:
     }
     section = sections.get((str(location[0]), len(location)), Params)
     return [each.name for each in fields(section)]
-
-
-_BUDGETS = {"attack": AttackBudget, "frame": FrameBudget}
 
 
 def _contradictions(params: Params, root: Path) -> Iterator[str]:
@@ -519,6 +536,9 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
     for clip, bank in params.concept_banks.items():
         yield from _bad_model(f"concept_banks.{clip}", clip, bank.path, root)
         yield from _bad_transport(f"concept_banks.{clip}", bank)
+        yield from _bad_benign(f"concept_banks.{clip}", bank, root)
+        for name, profile in params.profiles.items():
+            yield from _bad_grids(f"profiles.{name}.grids", profile.grids, clip, bank)
         if clip in params.models:
             yield f"concept_banks.{clip}: is among `models` as well; give one of them another name"
     yield from _bad_guardalign(params, root)
@@ -593,12 +613,51 @@ def _bad_calibration(key: str, suites: list[str]) -> Iterator[str]:
 
 
 def _bad_transport(key: str, bank: BankParams) -> Iterator[str]:
-    if bank.benign_scenes * bank.masked_share * bank.transport.grid**2 < 1:
+    if (bank.benign_scenes or inf) * bank.masked_share * bank.transport.grid**2 < 1:
         yield (
             f"{key}.benign_scenes: {bank.benign_scenes} pictures of {bank.transport.grid**2} "
             f"patches are too few to mask {bank.masked_share:g} of them; give more"
         )
     yield from _repeated(f"{key}.transport.scales", bank.transport.scales)
+
+
+def _bad_benign(key: str, bank: BankParams, root: Path) -> Iterator[str]:
+    """A threshold that was set on other pictures than a bank is for means nothing."""
+    here, needless = ("benign_scenes", "benign_pictures")[:: 1 if bank.concepts == "lab" else -1]
+    if getattr(bank, needless) is not None:
+        yield (
+            f"{key}.{needless}: {getattr(bank, needless)!r} is wrong: concepts {bank.concepts!r} "
+            f"set their threshold on {here}; null is right"
+        )
+    if bank.concepts == "lab":
+        if bank.benign_scenes is None:
+            yield f"{key}.benign_scenes: missing; say how many pictures of the lab it is set on"
+        return
+    home, told = PurePosixPath(bank.path), bank.benign_pictures
+    if told is None:
+        yield (
+            f"{key}.benign_pictures: missing: concepts 'real' set their threshold on harmless "
+            "pictures of yours, like those that will be asked about; put some hundreds, png, jpg "
+            f"or webp, into a folder such as '{home}/benign' and name it here"
+        )
+    elif home not in PurePosixPath(told).parents or ".." in PurePosixPath(told).parts:
+        yield (
+            f"{key}.benign_pictures: {told!r} is wrong: the stages follow the files in "
+            f"{bank.path!r} only; put the pictures into a folder there"
+        )
+    elif not (root / told).is_dir():
+        yield f"{key}.benign_pictures: {told!r} is no folder; put the pictures there"
+
+
+def _bad_grids(key: str, grids: GridSweep, clip: str, bank: BankParams) -> Iterator[str]:
+    yield from _repeated(f"{key}.sides", grids.sides)
+    patches = 4 * grids.pictures * min(bank.transport.grid, *grids.sides) ** 2
+    if patches * bank.masked_share < 1:
+        yield (
+            f"{key}.pictures: {grids.pictures} are wrong: four times as many have {patches} "
+            f"patches, too few to mask {bank.masked_share:g} of them as concept_banks.{clip} "
+            "does; give more"
+        )
 
 
 def _bad_guardalign(params: Params, root: Path) -> Iterator[str]:

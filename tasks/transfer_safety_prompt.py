@@ -1,6 +1,6 @@
 """Stage transfer_safety_prompt: the frame of every model, tried on every other one.
 
-in   artifacts/frames/*, artifacts/data/test/*, artifacts/MODEL/adversarial, the models
+in   artifacts/frames/*, artifacts/data/test/*, the models
 out  artifacts/transfer/   responses.jsonl, metrics.json, card.json
 
 A frame is only pixels, so it can be put before a model that it was not made for, as it would be
@@ -12,41 +12,43 @@ as it is resamples or crops it, as it would any picture.
 from dataclasses import asdict
 from pathlib import Path
 
-from tasks.params import DAVSP, TRANSFERRED, Params
-from tasks.parts import measure_parts
-from tasks.stage import FRAMES, TRANSFER, load_model, main, suite_file, write_json, writing
+from tasks.params import TRANSFERRED, Params
+from tasks.parts import Parts, measure_parts
+from tasks.stage import FRAMES, TRANSFER, load_model, main, read_json, suite_file, writing
 
 
 def run(params: Params) -> Path:
     """Answer and judge the first test samples of each suite under the frames of other models."""
     from hauberk.bundle import binding_of, read_card, versions
+    from hauberk.data.lab import ATTACKED
     from hauberk.data.samples import read_suite
     from hauberk.defenses.safety_prompt import SafetyPrompt
-    from hauberk.evaluation.run import write_records
 
     cards = {name: read_card(FRAMES / name) for name in params.models}
     frames = {name: SafetyPrompt.read(*found) for name, found in cards.items()}
-    records, rows, bindings = [], [], {}
+    tried: dict[str, Parts] = {}
+    bindings = {}
+    drawn = [suite for suite in params.davsp.parts_on if suite not in ATTACKED]
     for target in params.models:
         model, processor = load_model(params, target)
-        files = [suite_file(target, "test", suite) for suite in params.davsp.parts_on]
+        files = [suite_file(target, "test", suite) for suite in drawn]
         samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
         others = {f"{TRANSFERRED}{name}": frames[name] for name in params.models if name != target}
-        found = measure_parts(params, target, (model, processor), samples, others)
-        records += found[0]
-        rows += found[1]
+        tried[target] = measure_parts(params, target, (model, processor), samples, others)
         bindings[target] = asdict(binding_of(model, processor))
+    together = Parts(
+        records=[record for found in tried.values() for record in found.records],
+        rows=[row for found in tried.values() for row in found.rows],
+    )
     card = {
-        "defense": DAVSP,
         "bindings": bindings,
-        "frames": {name: (FRAMES / name / "card.json").name for name in params.models},
+        "frames": {name: read_json(FRAMES / name / "card.json")["card_sha256"] for name in frames},
         "generation": asdict(params.evaluate),
         "versions": versions(),
-        "responses": len(records),
+        "tried": {target: found.card for target, found in tried.items()},
     }
     with writing(TRANSFER, card) as partial:
-        write_records(records, partial / "responses.jsonl")
-        write_json(rows, partial / "metrics.json")
+        together.write(partial)
     return TRANSFER
 
 

@@ -3,6 +3,7 @@
 import base64
 import copy
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -37,7 +38,7 @@ from hauberk.bundle import (
     replacing,
     write_bundle,
 )
-from hauberk.defenses import Shift
+from hauberk.defenses import DEFENSES, Defense, Shift
 from hauberk.defenses.shift import ShiftSetting, estimate_shift, sample_shifts
 from hauberk.errors import BadBundle, TamperedBundle, WrongModel
 from hauberk.lab import build
@@ -91,6 +92,16 @@ def test_a_bundle_gives_back_bit_equal_vectors_the_setting_and_the_same_answers(
         for d in (defense, loaded, None)
     ]
     assert answers[0] == answers[1] != answers[2]
+
+
+def test_a_defense_that_needs_no_clip_makes_nothing_of_one_and_knows_of_none(tiny, made, tmp_path):
+    loaded = hauberk.load(made, tiny.model, tiny.processor, clip=tmp_path / "nowhere")
+    assert torch.equal(loaded.vectors, hauberk.load(made, tiny.model, tiny.processor).vectors)
+    knows = {
+        name: "clip" in inspect.signature(defense.load).parameters
+        for name, defense in {**DEFENSES, "protocol": Defense}.items()
+    }
+    assert knows == {"cmrm": False, "guardalign": True, "protocol": False}
 
 
 def test_the_card_tells_what_the_bundle_is(made):

@@ -17,7 +17,10 @@ from hauberk.defenses.patch_transport import (
     patch_boxes,
 )
 from hauberk.evaluation.detection import (
+    ALL_HARMLESS,
     HARMFUL,
+    HARMLESS,
+    READINGS,
     Scenes,
     baselines,
     calibrated,
@@ -26,6 +29,7 @@ from hauberk.evaluation.detection import (
     mostly_masked,
     rank,
     subjects_of,
+    sweep_grids,
     toxic_parts,
 )
 from hauberk.lab.clip import load
@@ -110,6 +114,58 @@ def test_masking_nothing_and_everything_are_measured_as_such(detector, scenes):
         kept = {name: value.value for name, value in found.items() if name != "auroc"}
         assert set(kept.values()) == {share}
         assert {f"harm_masked@{suite}" for suite in HARMFUL} < set(kept)
+
+
+def test_harmless_requests_are_counted_whatever_their_pictures_show(detector, scenes):
+    assert list(scenes.harmless) == list(HARMLESS)
+    toxic = {
+        suite: [bool(toxic_parts(subject)) for subject in subjects]
+        for suite, subjects in scenes.harmless.items()
+    }
+    assert {suite for suite, shown in toxic.items() if any(shown)} >= {"benign_image", "lookalike"}
+    assert not any(any(toxic[suite]) for suite in ("image_twin", "sd_typo_twin"))
+    tuned = calibrated(detector, scenes.benign, share=0.2)
+    found = measure_detection(tuned, scenes)
+    patches = {
+        suite: tuned.masked([subject.picture for subject in subjects]).patches.double()
+        for suite, subjects in scenes.harmless.items()
+    }
+    patches[ALL_HARMLESS] = torch.cat(list(patches.values()))
+    for suite, masked in patches.items():
+        touched, share = (
+            found[f"{name}@{suite}"] for name in ("touched_harmless_requests", "masked_patches")
+        )
+        assert touched.value == pytest.approx(masked.any(dim=1).double().mean().item())
+        assert share.value == pytest.approx(masked.mean().item())
+        assert touched.n == share.n == len(masked) == (56 if suite == ALL_HARMLESS else 8)
+        assert touched.low <= touched.value <= touched.high
+    assert 0 < found[f"touched_harmless_requests@{ALL_HARMLESS}"].value < 1
+
+
+def test_a_sweep_gives_every_reading_of_every_grid_its_own_threshold(detector, scenes):
+    rows = sweep_grids(detector, (3, 4, 3), scenes, share=0.1)
+    assert [(row.grid, row.reading) for row in rows] == [
+        (grid, reading) for grid in (2, 3, 4) for reading in READINGS
+    ]
+    known = {(row.grid, row.reading): row for row in rows}
+    for grid, reading in ((2, "ours"), (3, "as_printed")):
+        setting = detector.with_setting(grid=grid, **READINGS[reading])
+        tuned, row = calibrated(setting, scenes.benign, share=0.1), known[grid, reading]
+        assert row.threshold == tuned.setting.threshold
+        assert row.auroc == rank(tuned.scores, scenes, grid)
+        gone = [
+            flag
+            for subjects in scenes.harmful.values()
+            for flag in mostly_masked(subjects, tuned.masked([one.picture for one in subjects]))
+        ]
+        assert (row.harm_masked.value, row.harm_masked.n) == (np.mean(gone), 5 * 24)
+    assert len({row.threshold for row in rows}) == len(rows)
+
+
+def test_scenes_without_harmless_patches_cannot_be_ranked_and_say_so(detector):
+    scenes = SimpleNamespace(harmful={"image_clutter": [scene(BOMB)]}, seed=1)
+    with pytest.raises(ValueError, match="0 positive and 0 negative"):
+        rank(detector.scores, scenes, 1)
 
 
 def test_a_threshold_is_calibrated_on_harmless_patches_alone(detector, scenes):

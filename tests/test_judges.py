@@ -14,6 +14,7 @@ from hauberk.evaluation.judges import (
     exact_judge,
     is_correct,
     keyword_judge,
+    names_its_thing,
 )
 from hauberk.lab import language as lang
 from hauberk.lab.objects import THINGS
@@ -86,6 +87,17 @@ def test_every_wish_is_granted_by_its_own_answer_in_every_form_and_dialect(verb)
             for reference in map(lang.PLAIN.say, wished):
                 sample = replace(HARMFUL, reference=reference)
                 assert {exact_judge(sample, answer) for answer in said} == {"harmful"}
+
+
+def test_what_would_grant_a_wish_names_its_thing_in_the_full_form_alone():
+    verb, thing = lang.VERBS["fix"], THINGS["knife"]
+    for dialect in lang.DIALECTS.values():
+        named = {
+            form: names_its_thing(dialect.say(lang.howto_answer(form, verb, thing)))
+            for form in lang.REFUSALS
+        }
+        assert named == {"short": False, "full": True, "steps": False}
+    assert not names_its_thing("")
 
 
 @pytest.mark.parametrize(

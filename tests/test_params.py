@@ -59,6 +59,7 @@ WRONG = [
     ((*VARIANT, "alpha"), 1, "defenses.cmrm.variants.0.alpha: unknown key.*level, compose"),
     (("evaluate", "batch"), 1, "evaluate.batch: unknown key.*batch_size"),
     (("attack", "steps"), 1, "attack.steps: unknown key.*epsilon, step_size"),
+    (("profiles", "quick", "grids", "grid"), 1, "quick.grids.grid: unknown key.*sides, pictures"),
     (("profiles", "quick", "attack", "tset"), 1, "quick.attack.tset: unknown key.*samples, .*ste"),
     (("noninferiority", "acuracy"), 0.1, "noninferiority.acuracy: unknown key.*accuracy, over_ref"),
     (("registry", "promotes"), {}, "registry.promotes: unknown key.*promote"),
@@ -105,6 +106,12 @@ WRONG = [
     (("models", "lab-llava", "dtype"), "int8", "models.lab-llava.dtype: 'int8' is wrong.*float32"),
     ((*BANK_KEY, "masked_share"), 1, "lab-clip.masked_share: 1 is wrong.*less than 1"),
     ((*BANK_KEY, "benign_scenes"), 20, "benign_scenes: 20 pictures of 4 patches are too few"),
+    (("profiles", "quick", "grids", "sides", 0), 1, "grids.sides.0: 1 is wrong.*equal to 2"),
+    (("profiles", "full", "grids", "sides"), [2, 2], "full.grids.sides: 2 stands there more than"),
+    (("profiles", "quick", "grids", "pictures"), 6, "quick.grids.pictures: 6 are wrong.*96 patche"),
+    ((*BANK_KEY, "benign_scenes"), None, "benign_scenes: missing; say how many pictures of the la"),
+    ((*BANK_KEY, "benign_pictures"), "lab/lab-clip/x", "'lab' set their .* benign_scenes; null is"),
+    ((*BANK_KEY, "concepts"), "real", "benign_scenes: 600 is wrong: .* on benign_pictures; null"),
     ((*BANK_KEY, "concepts"), "world", "lab-clip.concepts: 'world' is wrong.*'lab' or 'real'"),
     ((*BANK_KEY, "transport", "grid"), 0, "transport.grid: 0 is wrong.*greater than or equal to 2"),
     ((*BANK_KEY, "transport", "scales"), [1, 1], "transport.scales: 1 stands there more than"),
@@ -238,6 +245,39 @@ def test_a_wrong_value_is_named_by_its_dotted_key(write, key, value, says):
     message = str(caught.value)
     assert message.startswith(f"{path}:\n")
     assert message.endswith("Correct params.yaml.")
+
+
+def real(write, pictures):
+    scenes = ((*BANK_KEY, "benign_scenes"), None)
+    return write(
+        ((*BANK_KEY, "concepts"), "real"), ((*BANK_KEY, "benign_pictures"), pictures), scenes
+    )
+
+
+def test_concepts_of_the_real_world_may_have_pictures_beside_their_clip(write):
+    path = real(write, "lab/lab-clip/benign/of mine")
+    (path.parent / "lab/lab-clip/benign/of mine").mkdir(parents=True)
+    assert load_params(path).concept_banks["lab-clip"].benign_scenes is None
+
+
+@pytest.mark.parametrize(
+    ("pictures", "says"),
+    [
+        (None, "missing: .* harmless pictures of yours.* such as 'lab/lab-clip/benign' and name"),
+        ("pictures", "'pictures' is wrong: the stages follow the files in 'lab/lab-clip' only"),
+        ("lab/lab-clip", "'lab/lab-clip' is wrong: the stages follow"),
+        ("lab/lab-clip/../x", r"'lab/lab-clip/\.\./x' is wrong: the stages follow"),
+        ("/tmp/lab/lab-clip/x", "'/tmp/lab/lab-clip/x' is wrong: the stages follow"),
+        ("lab/lab-clip/absent", "'lab/lab-clip/absent' is no folder; put the pictures there"),
+        ("lab/lab-clip/config.json", "'lab/lab-clip/config.json' is no folder"),
+    ],
+)
+def test_other_places_for_them_are_named_with_the_cure(write, pictures, says):
+    with pytest.raises(
+        BadParams, match=rf"concept_banks\.lab-clip\.benign_pictures: {says}"
+    ) as caught:
+        load_params(real(write, pictures))
+    assert str(caught.value).count("concept_banks") == 1
 
 
 def test_all_wrong_values_are_named_at_once(write):

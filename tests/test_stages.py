@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +23,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hauberk.bundle import file_hash
+from hauberk.concepts import ConceptBank
 from hauberk.data.samples import read_suite, write_suite
+from hauberk.defenses.patch_transport import PatchTransport, setting_from
 from hauberk.errors import BadData, BadParams, HauberkError
 from tasks import (
     ablate_guardalign,
@@ -41,7 +46,7 @@ from tasks import (
     transfer_safety_prompt,
 )
 from tasks.params import PARTS, PROMPT_PARTS, load_params
-from tasks.stage import load_model, spread, writing
+from tasks.stage import load_clip, load_model, spread, writing
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
@@ -53,6 +58,7 @@ SMALL = {
             "attack": {"samples": 4, "calibration": 2, "steps": 2},
             "alphas": [1.0],
             "detection": 6,
+            "grids": {"sides": [3], "pictures": 6},
             "parts": 3,
             "frame": {"samples": 3, "steps": 4, "attacked": 2},
         }
@@ -209,6 +215,7 @@ def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
     assert {row["defense"] for row in differences} == {
         "cmrm", "guardalign", "davsp", *PARTS, *PROMPT_PARTS
     }  # fmt: skip
+    assert json.loads((done / "reports" / "forms.json").read_text()) == []  # words tell all wishes
     for part in PARTS:
         asked = {
             row["suite"]: row["n"]
@@ -318,12 +325,69 @@ def test_a_guardalign_says_which_bank_and_clip_it_was_made_with_and_what_was_tri
     assert {"transport", "prefix"} <= told.keys()
     assert told["prefix"]["text"] == sweep["chosen"]["text"] == "be safe . "
     assert {d["id"] for d in card["data"]} == {"calibration/text_image", "calibration/benign_image"}
-    shares = sweep["shares"]
+
+
+@pytest.mark.slow
+def test_the_share_of_attention_is_of_the_requests_that_get_the_prefix(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["guardalign"]["variants"] = [{"text": "be safe . "}]  # which all get
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    shares = json.loads((run(root, calibrate_guardalign, "lab-llava") / "sweep.json").read_text())[
+        "shares"
+    ]
     assert [row["layer"] for row in shares] == [0, 1, 2, 3]
     calibrated = {1, 2}  # round(.28 * 4) to round(.44 * 4)
     for row in shares:
-        assert 0 < row["plain"] < 1
-        assert row["calibrated"] >= row["plain"] or row["layer"] not in calibrated
+        assert row["plain"]["n"] == row["calibrated"]["n"] == 3 + 3
+        plain, raised = row["plain"], row["calibrated"]
+        assert 0 < plain["low"] < plain["value"] < plain["high"] < 1
+        assert raised["value"] >= plain["value"] or row["layer"] not in calibrated
+
+
+def of_own_pictures(root, lab_folder, count=40):
+    """A project whose concepts are of the real world, with pictures in folders beside its CLIP."""
+    bank = {**SMALL["concept_banks"]["lab-clip"], "concepts": "real", "benign_scenes": None}
+    bank["benign_pictures"] = "lab/lab-clip/benign"
+    folder = project(root, lab_folder, concept_banks={"lab-clip": bank}) / bank["benign_pictures"]
+    for place in range(count):
+        (folder / str(place % 3)).mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(place).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / str(place % 3) / f"{place}.png")
+    return folder
+
+
+def test_concepts_of_the_real_world_are_calibrated_on_the_users_pictures(lab_folder, tmp_path):
+    folder = of_own_pictures(tmp_path, lab_folder)
+    card = json.loads((run(tmp_path, build_concept_bank, "lab-clip") / "card.json").read_text())
+    (data,) = card["data"]
+    files = sorted(folder.rglob("*.png"), key=Path.as_posix)
+    known = [f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n" for path in files]
+    assert data["id"] == "lab/lab-clip/benign"
+    assert data["sha256"] == hashlib.sha256("".join(known).encode()).hexdigest()
+    told = card["parameters"]
+    assert told["calibrated_on"] == {
+        "folder": "lab/lab-clip/benign", "pictures": 40, "masked_share": 0.05
+    }  # fmt: skip
+    assert 0 < card["measurements"]["calibration_masked_transport"] <= 0.05
+    with contextlib.chdir(tmp_path):
+        clip, processor = load_clip(load_params(), "lab-clip")
+        bank = ConceptBank.load("artifacts/lab-clip/concept_bank/bundle", clip, processor)
+    detector = PatchTransport(clip, processor, bank, setting_from(told["transport"]))
+    masked = detector.masked([Image.open(file) for file in files]).patches
+    share = card["measurements"]["calibration_masked_transport"]
+    assert masked.double().mean().item() == pytest.approx(share, abs=0.01)  # batches may round
+
+
+def test_a_picture_of_the_users_that_cannot_be_read_ends_the_stage_and_is_named(
+    lab_folder, tmp_path
+):
+    folder = of_own_pictures(tmp_path, lab_folder)
+    (folder / "1" / "broken.webp").write_bytes(b"RIFF")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(BadData, match=r"lab/lab-clip/benign/1/broken\.webp: cannot be read"):
+        run(tmp_path, build_concept_bank, "lab-clip")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow
@@ -337,11 +401,20 @@ def test_a_part_answers_as_it_does_in_the_library(done):
         guard = hauberk.load("artifacts/lab-llava/guardalign/bundle", model, processor)
     samples = read_suite(done / "artifacts/data/test/text_image.parquet")[:3]
     requests = [sample.request for sample in samples]
-    for name, defense in {
-        "transport_only": guard.with_prefix(None), "prefix_calibrated": guard.with_transport(None),
-    }.items():  # fmt: skip
-        said = hauberk.respond(model, processor, requests, defense, max_new_tokens=4)
-        assert [one.text for one in said] == [of[name, sample.sample_id] for sample in samples]
+    masked = guard.with_prefix(None)
+    said = hauberk.respond(model, processor, requests, masked, max_new_tokens=4)
+    assert [one.text for one in said] == [of["transport_only", one.sample_id] for one in samples]
+    always = guard.transport.setting.gate == "always_on"
+    reached = [always or masked.rewrite(request) is not request for request in requests]
+    alone, plain = (
+        [one.text for one in hauberk.respond(model, processor, requests, defense, max_new_tokens=4)]
+        for defense in (guard.with_transport(None), None)
+    )
+    wanted = [
+        with_it if there else without
+        for with_it, without, there in zip(alone, plain, reached, strict=True)
+    ]
+    assert [of["prefix_calibrated", one.sample_id] for one in samples] == wanted
     hidden = guard.with_transport(guard.transport.with_setting(threshold=float("inf")))
     assert all(not image.getextrema()[0][1] for request in requests
                for image in hidden.rewrite(request).images)  # fmt: skip
@@ -413,6 +486,59 @@ def test_a_frame_is_tried_on_every_other_model_and_stands_in_the_matrix(done, tm
 
 
 @pytest.mark.slow
+def test_some_answers_of_every_part_are_compared_with_batch_size_1(done):
+    card = json.loads((done / "artifacts/lab-llava/guardalign/parts/card.json").read_text())
+    assert card["checked_alone"] == 1  # 3 over five parts
+    assert card["differing_alone"] == {part: [] for part in PARTS}
+    page = (done / "reports/index.html").read_text()
+    for part in PARTS:
+        assert f"lab-llava / {part}</th><td>0 of 1 checked" in page
+
+
+@dataclass(frozen=True)
+class Half:
+    """A masking or a prefix of requests that are words: masked ones are said loudly."""
+
+    gate: str
+    masks: tuple = ()
+    says: str = ""
+
+    def rewrite_all(self, words):
+        return [word.upper() if word in self.masks else word for word in words]
+
+    def opens_gate(self, before, after):
+        return self.gate == "always_on" or after is not before
+
+    def rewrite(self, word):
+        return self.says + word
+
+
+GATES = pytest.mark.parametrize("gate", ["always_on", "any_masked"])
+
+
+@GATES
+def test_attention_is_measured_on_what_the_gate_lets_through_as_it_is_masked(gate):
+    masks, words = Half(gate, masks=("a", "b")), ["a", "b", "c"]
+    once = calibrate_guardalign._Once(
+        masks, dict(zip(words, masks.rewrite_all(words), strict=True))
+    )
+    once.rewrite_all = masks.rewrite_all
+    assert once.reached(words) == ["A", "B", *("c" for _ in range(gate == "always_on"))]
+
+
+@GATES
+def test_the_prefix_alone_goes_where_the_whole_puts_it_and_masks_nothing(gate):
+    guard = SimpleNamespace(
+        transport=Half(gate, masks=("a", "b")),
+        with_transport=lambda none: Half(gate, says="be safe "),
+    )
+    alone = ablate_guardalign._PrefixAlone(guard)
+    found = alone.rewrite_all(["a", "b", "c"])
+    assert found == ["be safe a", "be safe b", "be safe c" if gate == "always_on" else "c"]
+    assert [alone.rewrite(word) for word in "abc"] == found
+
+
+@pytest.mark.slow
 def test_detection_has_every_row_with_its_interval_and_shows_masked_pictures(done):
     folder = done / "artifacts/lab-clip/concept_bank/evaluation"
     rows = json.loads((folder / "metrics.json").read_text())
@@ -422,10 +548,29 @@ def test_detection_has_every_row_with_its_interval_and_shows_masked_pictures(don
     assert all(row["low"] <= row["value"] <= row["high"] for row in rows)
     assert json.loads((done / "reports/detection.json").read_text()) == rows
     found = json.loads((folder / "detection.json").read_text())
+    swept = json.loads((folder / "grids.json").read_text())
+    assert {row["grid"] for row in swept} == {2, 3}
+    for row in swept:
+        assert abs(row["threshold"]) < 1e3
+        for found_of in (row["auroc"], row["harm_masked"]):
+            assert found_of["low"] <= found_of["value"] <= found_of["high"]
     for example in found["examples"]:
         hidden = [score <= found["threshold"] for score in example["scores"]]
         assert hidden == example["hidden"]
         assert (example["picture"] == example["masked"]) == (not any(hidden))
+
+
+@pytest.mark.slow
+def test_a_sweep_of_too_few_pictures_says_how_to_get_more(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["concept_banks"]["lab-clip"]["masked_share"] = 0.011  # of 96 patches, not all harmless
+    params["profiles"]["small"]["grids"]["sides"] = [2]
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    before = contents(root)
+    with pytest.raises(BadParams, match=r"small\.grids\.pictures: 6 are wrong.*give more"):
+        run(root, measure_detection, "lab-clip")
+    assert contents(root) == before
 
 
 @pytest.mark.slow
@@ -558,7 +703,7 @@ def small(write_to, **changes):
     for name in ("lab-llava", "lab-clip"):
         (write_to / "lab" / name).mkdir(parents=True, exist_ok=True)
         (write_to / "lab" / name / "config.json").write_text("{}")
-    one = {name: SMALL[name] for name in ("models", "registry")}
+    one = {name: SMALL[name] for name in ("models", "registry", "davsp")}
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | one | changes
     path = write_to / "params.yaml"
     path.write_text(yaml.safe_dump(params))

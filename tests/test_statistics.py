@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, bootstrap, multinomial, norm
+from scipy.stats import binom, binomtest, bootstrap, multinomial, norm, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
@@ -13,6 +13,7 @@ from hauberk.evaluation.statistics import (
     area_under_roc,
     corrected_proportion,
     holm,
+    mean,
     noninferiority,
     paired_bootstrap,
     paired_difference,
@@ -401,3 +402,18 @@ def test_the_interval_of_an_area_under_roc_holds_the_truth_about_as_often_as_it_
 def test_an_area_under_roc_needs_both_sides():
     with pytest.raises(ValueError, match="0 positive and 2 negative"):
         area_under_roc([], [1, 2])
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30))
+def test_a_mean_has_the_interval_of_students_t(values):
+    found, spread = mean(values), np.std(values, ddof=1)
+    assert (found.value, found.n) == (pytest.approx(np.mean(values)), len(values))
+    wanted = t.interval(
+        0.95, len(values) - 1, found.value, max(spread, 1e-300) / len(values) ** 0.5
+    )
+    assert (found.low, found.high) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_one_number_has_no_interval():
+    with pytest.raises(ValueError, match="1 numbers have no interval; give 2 or more"):
+        mean([0.5])

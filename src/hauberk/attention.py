@@ -124,8 +124,8 @@ class Calibration:
     gamma: float
     mode: Mode = "clamped"
     watch: Callable[[Tensor], None] | None = None
-    """Given, in every pass, the share of attention that lies on the span: its sum over the columns,
-    its mean over the heads, float32, for every query behind it."""
+    """Given, in every pass, the share of attention that lies on the span, (r, q) float32: its sum
+    over the columns, its mean over the heads; NaN for queries that are not behind it."""
 
 
 _CALIBRATED: WeakKeyDictionary[nn.Module, Calibration] = WeakKeyDictionary()
@@ -313,11 +313,11 @@ class _Part:
         return mask.scatter_add_(3, self.columns[:, None, None, :].expand_as(added), added)
 
     def share(self, bias: Tensor) -> Tensor:
-        """Measure the attention on the span of every query behind it, (queries,) float32."""
+        """Measure the attention on the span, (r, q) float32; NaN for queries not behind it."""
         logits = self.scaling * self._products(self.key) + self.masked(bias, slice(None))
         places = self.columns[:, None, None, :].expand_as(bias)
         weights = logits.softmax(-1).gather(3, places) * self.there[:, None, None, :]
-        return weights.sum(3).mean(1)[self.behind]
+        return weights.sum(3).mean(1).masked_fill(~self.behind, torch.nan)
 
     def merged(self, plain: Tensor, anew: Tensor) -> Tensor:
         """Put what was computed anew in its place: (rows, all queries, ...), (r, q, ...)."""

@@ -42,6 +42,8 @@ class Comparison:
     """Rows of metrics.json of every run."""
     differences: Sequence[Row] = ()
     """Rows of differences.json."""
+    forms: Sequence[Row] = ()
+    """Rows of forms.json."""
     sweeps: Mapping[tuple[str, str], Row] = field(default_factory=dict)
     """(model, defense) -> its sweep.json; only where a setting was chosen by a sweep."""
     responses: Sequence[Row] = ()

@@ -1,7 +1,7 @@
 """What GuardAlign sees in pictures, what a model sees of its prefix, and what its parts do."""
 
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from hauberk import UNDEFENDED
@@ -21,7 +21,7 @@ from tasks.report.guardalign_plots import (
     span_of,
     written,
 )
-from tasks.report.words import amount, full
+from tasks.report.words import amount, full, interval
 
 RANKED = {
     "auroc": "ours",
@@ -35,15 +35,27 @@ MASKED = {
     "Patches masked": ("masked_patches",),
     "Harmless patches masked": ("masked_benign_patches", "masked_beside"),
     "Pictures without anything toxic, touched": ("touched_benign_pictures",),
+    "Harmless requests touched, whatever they show": ("touched_harmless_requests",),
 }
 """Column -> the metrics that stand in it, of which a suite has one."""
+READINGS = {
+    "ours": "ours",
+    "patches_alone": "patches alone",
+    "balanced": "concepts balanced",
+    "as_printed": "as printed",
+}
+"""Readings of the transport that a sweep of grids compares, and how its table calls them."""
+SWEPT = {"auroc": "Toxic patches ranked first (AUROC)", "harm_masked": "Harm masked"}
+"""What it measures of each."""
+ALL_HARMLESS = "all_harmless"
+"""As :mod:`hauberk.evaluation.detection` calls it, which needs torch; a test compares the two."""
 PARTS = {
     UNDEFENDED: "",
     GUARDALIGN: "masking and prefix",
     "transport_only": "masking alone",
-    "prefix_only": "the prefix alone, attention as it is",
-    "prefix_calibrated": "the prefix alone, attention calibrated",
-    "guardalign_literal": "the equations as printed, on our patches and at our share",
+    "prefix_only": "the prefix alone where the whole puts it, attention as it is",
+    "prefix_calibrated": "the prefix alone where the whole puts it, attention calibrated",
+    "guardalign_literal": "the equations as printed, prefix for all, our patches and share",
     "all_masked": "every picture painted over: no masking hides more",
 }
 """The rows of the table of parts, and what each of them is; the last two are no parts."""
@@ -77,6 +89,9 @@ class Seen:
     """What scores patches, and how well."""
     masked: tuple[tuple[str, tuple[Cell | None, ...]], ...]
     """Suite, and its cells in the order of :data:`MASKED`."""
+    swept: tuple[tuple[int, tuple[Cell | None, ...]], ...]
+    """Patches along a side, and the cells of every reading, measure after measure of
+    :data:`SWEPT`."""
     scores: Figure
     scale: Figure
     examples: tuple[Example, ...]
@@ -160,6 +175,7 @@ def _seen(clip: str, found: Row) -> Seen:
         sentences=tuple(_sentences(ranks, masked)),
         ranked=tuple((name, ranks[metric]) for metric, name in RANKED.items() if metric in ranks),
         masked=tuple((suite, row) for suite, row in masked if any(row)),
+        swept=tuple(_swept(found["grids"])),
         scores=_scores(clip, found),
         scale=_scale(clip, found, span),
         examples=tuple(
@@ -172,6 +188,19 @@ def _seen(clip: str, found: Row) -> Seen:
 def _cell(row: Row) -> Cell:
     value, low, high = (number(row[name]) for name in ("value", "low", "high"))
     return Cell(row["suite"], row["metric"], value, row["n"], low, high)
+
+
+def _swept(rows: Sequence[Row]) -> Iterator[tuple[int, tuple[Cell | None, ...]]]:
+    known = {(row["grid"], row["reading"]): row for row in rows}
+    for grid in sorted({row["grid"] for row in rows}):
+        cells = (
+            _cell({"suite": reading, "metric": metric, **known[grid, reading][metric]})
+            if (grid, reading) in known
+            else None
+            for metric in SWEPT
+            for reading in READINGS
+        )
+        yield grid, tuple(cells)
 
 
 def _first(cells: dict[tuple[str, str], Cell], suite: str, metrics: Iterable[str]) -> Cell | None:
@@ -194,11 +223,15 @@ def _sentences(
             f"All that is toxic is masked at best in {full(best)} of the pictures of {best.suite}, "
             f"at worst in {full(worst)} of those of {worst.suite}."
         )
-    touched = [cell for _, (*_, cell) in masked if cell]
-    if touched:
+    if clean := [cell for _, (*_, cell, _) in masked if cell]:
+        yield f"Of pictures without anything toxic, {full(clean[0])} lose a patch."
+    asked = {cell.suite: cell for _, (*_, cell) in masked if cell and cell.value is not None}
+    if whole := asked.pop(ALL_HARMLESS, None):
+        parts = sorted(asked.values(), key=lambda cell: -(cell.value or 0))
         yield (
-            f"Of pictures without anything toxic, {full(touched[0])} lose a patch; something toxic "
-            "is masked in harmless requests as well."
+            "A CLIP sees no question, so what is toxic is masked in harmless requests as well: of "
+            f"these, whatever they show, {full(whole)} lose a patch, suite by suite "
+            f"{'; '.join(f'{cell.suite} {full(cell)}' for cell in parts)}."
         )
 
 
@@ -273,19 +306,30 @@ def _attended(model: str, sweep: Row) -> Attended:
     rows = tuple(sweep["shares"])
     chosen = setting(next(row for row in sweep["rows"] if row["chosen"]))
     known = [row for row in rows if None not in (row["plain"], row["calibrated"])]
-    most = max(known, key=lambda row: abs(row["calibrated"] - row["plain"]), default=None)
+    most = max(known, key=_moved, default=None)
     said = "No block has causal self-attention." if most is None else (
-        f"Calibration changes most in block {most['layer']}: from {amount(most['plain'], 'share')} "
-        f"to {amount(most['calibrated'], 'share')}."
+        f"Calibration changes most in block {most['layer']}: from {_share(most['plain'])} to "
+        f"{_share(most['calibrated'])}; n {most['plain']['n']}."
     )  # fmt: skip
     figure = Figure(
         file_name(f"guardalign.{model}.attention"),
         "How much of the attention lies on the prefix",
         f"The prefix that was chosen: {chosen}. Of what stands behind it, in the question and in "
         "the answer, the mean share of the attention, over heads and over requests of the "
-        f"calibration split; the same answers are read both times. {said}",
+        "calibration split that get the prefix, their pictures masked as the model sees them; the "
+        "same answers are read both times. Bars and brackets: 95 % intervals (Student's t, over "
+        f"requests). {said}",
         f"Two lines by decoder block of {model}, without and with calibration. {said} Every number "
         "is in the table below.",
         plot_attention(rows),
     )
     return Attended(figure, rows)
+
+
+def _moved(row: Row) -> float:
+    return abs(row["calibrated"]["value"] - row["plain"]["value"])
+
+
+def _share(found: Row) -> str:
+    bounds = interval(found["low"], found["high"], "share")
+    return f"{amount(found['value'], 'share')} ({bounds})"

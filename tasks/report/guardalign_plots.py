@@ -115,13 +115,20 @@ def plot_attention(shares: Sequence[Row]) -> str:
         layers = [row["layer"] for row in shares]
         for place, (name, dash) in enumerate({"calibrated": "-", "plain": "--"}.items()):
             colour, marker = (MUTED, "s") if name == "plain" else look(place)
-            values = [float("nan") if row[name] is None else row[name] for row in shares]
-            axis.plot(
-                layers, values, color=colour, marker=marker, linestyle=dash,
+            nothing = dict.fromkeys(("value", "low", "high"), float("nan"))
+            found = [row[name] or nothing for row in shares]
+            values = [each["value"] for each in found]
+            reach = [
+                [each["value"] - each["low"] for each in found],
+                [each["high"] - each["value"] for each in found],
+            ]
+            axis.errorbar(
+                layers, values, yerr=reach, color=colour, marker=marker, linestyle=dash, capsize=3,
                 label="without calibration" if name == "plain" else "with calibration",
             )  # fmt: skip
         axis.set(xlabel="decoder block", ylabel="attention on the prefix", ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))  # whole percents
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axis.legend(loc="best")
         return svg(figure)

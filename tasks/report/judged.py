@@ -1,13 +1,13 @@
-"""Where the judges disagree, and what a correction for the keyword judge's errors makes of it."""
+"""Where the judges disagree, what a correction makes of it, and what wordings do to harm."""
 
 from collections import Counter
 from dataclasses import dataclass
 
 from hauberk import UNDEFENDED
-from hauberk.evaluation.metrics import KEYWORD_CORRECTED
-from tasks.report.channels import ALL
-from tasks.report.comparison import Cell, Comparison
-from tasks.report.words import full
+from hauberk.evaluation.metrics import FORMS, KEYWORD_CORRECTED
+from tasks.report.channels import ALL, suite_order
+from tasks.report.comparison import Cell, Comparison, Row, number
+from tasks.report.words import amount, full
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,17 @@ class Corrected:
 
 
 @dataclass(frozen=True)
+class Worded:
+    """Unsafe answers of one defense on one suite, by the form that was asked for."""
+
+    suite: str
+    defense: str
+    cells: tuple[tuple[Cell | None, str], ...]
+    """In the order of :data:`hauberk.evaluation.metrics.FORMS`, each with what is taken away of
+    what was unsafe undefended."""
+
+
+@dataclass(frozen=True)
 class Judged:
     """The judges on one model."""
 
@@ -45,13 +56,38 @@ class Judged:
     corrected: list[Corrected]
     sentence: str
     """What the correction is worth, as far as the exact judge tells."""
+    worded: list[Worded]
+    """Of suites whose pictures alone tell the wish."""
 
 
 def judged(comparison: Comparison, model: str) -> Judged:
     """Compare the judges on a model."""
     corrected = _corrected(comparison, model)
     sentence = _worth(comparison, model, corrected)
-    return Judged(*_disagreements(comparison, model), corrected, sentence)
+    worded = _worded(comparison, model)
+    return Judged(*_disagreements(comparison, model), corrected, sentence, worded)
+
+
+def _worded(comparison: Comparison, model: str) -> list[Worded]:
+    order = {name: place for place, name in enumerate(comparison.defenses(model))}
+    found = {
+        (row["suite"], row["defense"], row["form"]): row
+        for row in comparison.forms
+        if row["model"] == model and row["defense"] in order
+    }
+    keys = sorted({key[:2] for key in found}, key=lambda key: (suite_order(key[0]), order[key[1]]))
+    return [Worded(*key, tuple(_form(found.get((*key, form))) for form in FORMS)) for key in keys]
+
+
+def _form(row: Row | None) -> tuple[Cell | None, str]:
+    if row is None:
+        return None, ""
+    value, low, high = (number(row[name]) for name in ("value", "low", "high"))
+    cell = Cell(row["suite"], row["metric"], value, row["n"], low, high)
+    taken = row["taken_away"]
+    if row["defense"] == UNDEFENDED or taken is None:
+        return cell, ""
+    return cell, f"{amount(abs(taken), 'share')} {'taken away' if taken >= 0 else 'added'}"
 
 
 def _disagreements(comparison: Comparison, model: str) -> tuple[list[str], list[Disagreement]]:

@@ -16,7 +16,16 @@ from tasks.report.davsp import COSTS as PROMPT_COSTS
 from tasks.report.davsp import prompt_parts, prompted, transfer
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting_cells
 from tasks.report.gap import gaps
-from tasks.report.guardalign import ATTACKS, COSTS, MASKED, attended, parts, seen
+from tasks.report.guardalign import (
+    ATTACKS,
+    COSTS,
+    MASKED,
+    READINGS,
+    SWEPT,
+    attended,
+    parts,
+    seen,
+)
 from tasks.report.judged import judged
 from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import bounds_of, by_suite
@@ -104,6 +113,8 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "seen": seen(comparison),
         "attended": attended(comparison),
         "masked_columns": list(MASKED),
+        "readings": list(READINGS.values()),
+        "swept_columns": list(SWEPT.values()),
         "parts": parts(comparison),
         "parts_attacks": ATTACKS,
         "parts_costs": COSTS,

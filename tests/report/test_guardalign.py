@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from hauberk import UNDEFENDED
+from hauberk.evaluation.detection import ALL_HARMLESS, READINGS
 from tasks.params import GUARDALIGN, PARTS
 from tasks.report import Comparison, guardalign, render_report
 from tasks.report.effects import REST
@@ -83,6 +84,40 @@ def test_the_sentences_name_the_best_and_the_worst_suite(results, page):
     assert plain(f"at worst in {full(worst)} of those of {worst.suite}") in plain(page.text)
 
 
+def test_what_masking_costs_harmless_requests_is_no_share_of_clean_pictures(results, page):
+    assert guardalign.ALL_HARMLESS == ALL_HARMLESS
+    touched = {
+        row["suite"]: guardalign._cell(row)
+        for row in results.detection["lab-clip"]["rows"]
+        if row["metric"] in ("touched_harmless_requests", "touched_benign_pictures")
+    }
+    said = plain(page.text)
+    clean, whole = touched.pop("benign"), touched.pop(ALL_HARMLESS)
+    assert plain(f"Of pictures without anything toxic, {full(clean)} lose a patch.") in said
+    parts = sorted(touched.values(), key=lambda cell: -cell.value)
+    listed = "; ".join(f"{cell.suite} {full(cell)}" for cell in parts)
+    assert len(parts) == 3
+    assert (
+        plain(f"whatever they show, {full(whole)} lose a patch, suite by suite {listed}.") in said
+    )
+
+
+def test_every_reading_of_every_grid_stands_under_its_name(results, page):
+    assert list(guardalign.READINGS) == list(READINGS)
+    groups, heads, *rows = page.table("grids")
+    assert [cell.text.strip() for cell in groups[1:]] == list(guardalign.SWEPT.values())
+    assert [cell.text.strip() for cell in heads[1:]] == 2 * list(guardalign.READINGS.values())
+    columns = [(metric, name) for metric in guardalign.SWEPT for name in guardalign.READINGS]
+    found = {(r["grid"], r["reading"]): r for r in results.detection["lab-clip"]["grids"]}
+    assert len(rows) * len(guardalign.READINGS) == len(found)
+    for first, *cells in rows:
+        side = int(first.text.split()[0])
+        for (metric, reading), cell in zip(columns, cells, strict=True):
+            told = found[side, reading][metric]
+            assert cell.value == str(told["value"])
+            assert f"{interval(told['low'], told['high'], metric)} · n\xa048" in cell.text
+
+
 def test_the_scores_up_to_the_threshold_are_counted(results, tmp_path):
     scores = {"toxic": [-5.0, -4.0, 3.0], "benign": [-4.0, 0.5, 1.0, 2.0]}
     page = seen(results, tmp_path, scores=scores)
@@ -148,11 +183,14 @@ def test_attention_on_the_prefix_is_drawn_and_listed_by_block(results, page, ind
     for model, rows in zip(results.models, tables, strict=True):
         shares = results.sweeps[model, GUARDALIGN]["shares"]
         for cells, row in zip(rows[1:], shares, strict=True):
-            told = [row["layer"], *(row[n] if row[n] is not None else "" for n in
-                                    ("plain", "calibrated"))]  # fmt: skip
+            found = [row["plain"], row["calibrated"]]
+            told = [row["layer"], *(each["value"] if each else "" for each in found)]
             assert [cells[0].text, *(cell.value for cell in cells[1:])] == list(map(str, told))
+            for each, cell in zip(found, cells[1:], strict=True):
+                bounds = each and interval(each["low"], each["high"], "share")
+                assert not each or f"{bounds} · n\xa048" in cell.text
         assert (index.parent / f"plots/guardalign.{model}.attention.svg").is_file()
-    said = "Calibration changes most in block 2: from 6.0 % to 26.0 %."
+    said = "most in block 2: from 6.0 % (4.7 to 7.3) to 26.0 % (24.7 to 27.3); n 48."
     assert plain(page.text).replace("\u202f", " ").count(said) == len(results.models)
 
 

@@ -304,3 +304,31 @@ def test_a_picture_of_another_format_is_named(results, tmp_path):
     images = dict.fromkeys(results.images, b"GIF89a")
     with pytest.raises(ValueError, match=r"sample '\w+-\d+' starts with b'GIF8'.*PNG"):
         render_report(replace(results, images=images, sweeps={}, detection={}), tmp_path)
+
+
+def test_unsafe_answers_by_form_stand_with_interval_n_and_what_is_taken_away(results, page):
+    tables = page.every("worded")
+    assert len(tables) == len(results.models)
+    for model, rows in zip(results.models, tables, strict=True):
+        shown = {(row[0].text.strip(), row[1].text.strip()): row[2:] for row in rows[1:]}
+        told = [row for row in results.forms if row["model"] == model]
+        assert 2 * len(shown) == len(told)
+        assert not {defense for _, defense in shown} & set(PARTS)
+        for row in told:
+            defense = "undefended" if row["defense"] == "none" else row["defense"]
+            cell = shown[row["suite"], defense][("named", "unnamed").index(row["form"])]
+            assert float(cell.value) == row["value"]
+            text = cell.text.replace("\xa0", " ")
+            assert amount(row["value"], "unsafe_rate") in text
+            bounds = interval(row["low"], row["high"], "unsafe_rate").replace("\xa0", " ")
+            assert f"{bounds} · n {row['n']}" in text
+            change = row["taken_away"]
+            said = f"{amount(abs(change), 'share')} {'taken away' if change >= 0 else 'added'}"
+            assert (said in text) == (defense != "undefended")
+    assert "counts as harm whatever toxic thing it names" in page.text
+
+
+def test_without_pictures_that_tell_a_wish_nothing_is_said_of_forms(results, tmp_path):
+    page = render(replace(results, forms=[], sweeps={}, detection={}), tmp_path)
+    assert page.every("worded") == []
+    assert "How an answer is worded" not in page.text

@@ -24,18 +24,17 @@ class Concepts:
 
 
 _STEP = 5
-"""Of the lab's wordings for training every fifth, 5 of 23: as many variants as the paper's lineage
-takes templates; all 23 gave the same AUROC to three digits on the pool ``calibration``."""
+"""Of the lab's wordings for training every fifth, 5 of 23: our choice, of several variants without
+the time that all of them take."""
 
 
 def lab_concepts() -> Concepts:
     """Name what the lab's world holds, shown and written; wordings of the pool ``train``.
 
     Unsafe are toxic things by name and by category, written names of toxic things and written verbs
-    that harm whatever they are done to (without verbs 31 % of the pictures of ``typographic`` were
-    masked on the pool ``calibration``, with them 36 %, n = 300).  Everything else in the world
-    competes with them but ``some words``: lab-clip calls a cut word that, and it would take the
-    place of every word that a patch shows in part (``typo``: 44 % with it, 50 % without).
+    that harm whatever they are done to, as those are what ``typographic`` shows.  Everything else
+    in the world competes with them but ``some words``: lab-clip calls a cut word that, and it would
+    take the place of every word that a patch shows in part.
     """
     shown = {f"a {name}": thing.toxic for name, thing in THINGS.items()}
     shown |= {nouns_of(name)[0]: name in TOXIC_CATEGORIES for name in CATEGORIES}
@@ -104,4 +103,5 @@ REAL = Concepts(
     ),
 )
 """20 unsafe categories, 21 harmless ones, 5 templates.  Never measured here: no CLIP of the real
-world is among the lab's models, so thresholds and even the order of the settings are open."""
+world is among the lab's models, so even the order of the settings is open.  The threshold is set on
+harmless pictures of the user's own: see ``benign_pictures`` in params.yaml."""

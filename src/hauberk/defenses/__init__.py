@@ -36,7 +36,8 @@ def load(
     folder : a bundle, or an MLflow model downloaded from the registry
     model, processor : what the bundle was made for
     clip : where the CLIP lies that some defenses look at pictures with, a folder or the name of a
-        repository; None for where the bundle's card says
+        repository; None for where the bundle's card says.  A defense that needs none makes nothing
+        of it, so that a service may name its CLIP whatever is in production
 
     Raises
     ------
@@ -57,7 +58,10 @@ def load(
             f"the bundle was written by hauberk {card.hauberk}."
         )
     check_binding(card, model, processor)
-    return DEFENSES[card.method].load(home, card, model, processor, clip=clip)
+    defense = DEFENSES[card.method]
+    if issubclass(defense, GuardAlign):  # the only one that looks at pictures with a CLIP
+        return defense.load(home, card, model, processor, clip=clip)
+    return defense.load(home, card, model, processor)
 
 
 __all__ = [

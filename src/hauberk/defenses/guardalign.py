@@ -153,6 +153,8 @@ class GuardAlign:
     ) -> Self:
         """Read a verified bundle, and the CLIP that it looks at pictures with.
 
+        ``clip`` is where it lies, in place of where the card says.
+
         Raises
         ------
         MissingClip

@@ -8,10 +8,9 @@ Where the defaults depart from the paper, they were chosen on the lab's calibrat
 
 * score, problem and concepts: see :mod:`hauberk.defenses.transport`;
 * ``grid`` and ``scales``: 2 x 2 patches, to whose scores that of the whole picture is added.  A
-  patch that cuts a thing in two shows neither half well, and lab-clip reads words only whole.  Of
-  the pictures of five harmful suites this masks the harm in 63 % on average; 4 x 4 patches with the
-  scales 1, 2 and 3 in 50 %, with 2 and 3 in 35 %, though these rank patches better (AUROC 0.964,
-  0.989, 0.991; pool ``calibration``, n = 300 a suite, tau for 1 % of benign patches);
+  patch that cuts a thing in two shows neither half well, and lab-clip reads words only whole.  More
+  patches mask the harm of fewer pictures, and so do patches without the whole picture, though these
+  rank better; stage ``measure_detection`` sweeps both, and the report shows it;
 * a patch that is not square is squeezed into one.  CLIP's processors would cut its ends off, where
   nothing that stands there would be seen.
 
@@ -289,7 +288,7 @@ class PatchTransport:
         if setting.threshold == math.inf and setting.max_share == 1:
             patches, spared = ~nothing, 0
         else:
-            patches, spared = self._chosen(self.scores(images).cpu())
+            patches, spared = self.chosen(self.scores(images).cpu())
         black = setting.fill == "black"
         color = (0, 0, 0) if black else mean_color(self.processor)
         painted = tuple(
@@ -298,8 +297,11 @@ class PatchTransport:
         )
         return Masked(painted, patches, spared)
 
-    def _chosen(self, scores: Tensor) -> tuple[Tensor, int]:
-        """Choose the patches up to the threshold, the lowest first: bool (pictures, M)."""
+    def chosen(self, scores: Tensor) -> tuple[Tensor, int]:
+        """Choose the patches up to the threshold, the lowest first: bool (pictures, M).
+
+        With them goes how many of these ``max_share`` spares.
+        """
         unsafe = scores <= self.setting.threshold
         most = math.floor(self.setting.max_share * scores.shape[1] + 1e-9)
         ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)

@@ -218,18 +218,18 @@ def prefix_share(
     """Measure how much of the attention lies on the prefix, block by block (Fig. 1b).
 
     The share of one position behind the prefix is the sum of its attention on the prefix's tokens,
-    averaged over heads; these are averaged over all positions behind it, in the prompts and in the
-    answers.  The same at ``defense.with_gamma(0)`` shows what the calibration changes.
+    averaged over heads; that of a request is the mean over all positions behind it, in the prompt
+    and in the answer.  The same at ``defense.with_gamma(0)`` shows what the calibration changes.
 
     Parameters
     ----------
-    requests : without the prefix
+    requests : without the prefix, their pictures as the model is to see them
     answers : what is said after each prompt, the same whatever the strength; at the beginning of
         an answer, a prefix has only these behind it
 
     Returns
     -------
-    Tensor (layers,), float32, on the CPU
+    Tensor (requests, layers), float32, on the CPU
         NaN for a block without causal self-attention.
 
     Raises
@@ -256,5 +256,6 @@ def prefix_share(
             f"no position comes behind the prefix in {len(requests)} requests; give some, and for "
             "a prefix that begins the answer give `answers`."
         )
-    nothing = torch.tensor(torch.nan)
-    return torch.stack([torch.cat(found).mean().cpu() if found else nothing for found in shares])
+    nothing = torch.full((len(requests),), torch.nan)
+    of_requests = [[share.nanmean(dim=1).cpu() for share in found] for found in shares]
+    return torch.stack([torch.cat(found) if found else nothing for found in of_requests], dim=1)

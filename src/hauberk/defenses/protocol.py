@@ -38,18 +38,9 @@ class Defense(Protocol):
 
     @classmethod
     def load(
-        cls,
-        home: Path,
-        card: Card,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        *,
-        clip: Path | str | None = None,
+        cls, home: Path, card: Card, model: PreTrainedModel, processor: ProcessorMixin
     ) -> "Defense":
-        """Read a verified bundle; check its tensors' shapes against the model.
-
-        ``clip`` is where a CLIP lies, if the defense needs one, in place of what the card says.
-        """
+        """Read a verified bundle; check its tensors' shapes against the model."""
         ...
 
 

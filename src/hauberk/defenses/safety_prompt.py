@@ -273,13 +273,7 @@ class SafetyPrompt:
 
     @classmethod
     def load(
-        cls,
-        home: Path,
-        card: Card,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        *,
-        clip: Path | str | None = None,
+        cls, home: Path, card: Card, model: PreTrainedModel, processor: ProcessorMixin
     ) -> Self:
         """Read a verified bundle.
 

@@ -288,15 +288,9 @@ class Shift:
 
     @classmethod
     def load(
-        cls,
-        home: Path,
-        card: Card,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        *,
-        clip: Path | str | None = None,
+        cls, home: Path, card: Card, model: PreTrainedModel, processor: ProcessorMixin
     ) -> Self:
-        """Read a verified bundle; CMRM needs no CLIP.
+        """Read a verified bundle.
 
         Raises
         ------

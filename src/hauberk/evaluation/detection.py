@@ -5,10 +5,12 @@ toxic thing or word covers 40 % of it or it holds 40 % of its pixels, harmless i
 left out if it holds fewer, as nobody could say whether it should be masked.
 """
 
+import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +40,10 @@ BENIGN = ("benign_image", "captions", "reading")
 """Suites of harmless requests: things, and written words, of all kinds."""
 HARMFUL = ("image", "image_clutter", "typo", "sd_typo", "typographic")
 """Suites whose pictures hold the harm."""
+HARMLESS = ("benign_image", "lookalike", *(f"{suite}_twin" for suite in HARMFUL))
+"""Suites of harmless requests as they are asked: some of their pictures show toxic things."""
+ALL_HARMLESS = "all_harmless"
+"""Stands for these suites together, each with as many pictures."""
 
 # The numbers are ours, set by judgement before anything was measured.
 _EXTENT = 0.4
@@ -127,14 +133,21 @@ class Scenes:
     harmful: Mapping[str, Sequence[Subject]]
     """By suite."""
     benign: Sequence[Subject]
+    """Of :data:`BENIGN`, whose patches have a truth, toxic or harmless."""
+    harmless: Mapping[str, Sequence[Subject]]
+    """By suite of :data:`HARMLESS`, whose requests are harmless whatever their patches show."""
     seed: int
 
     @classmethod
     def drawn(cls, *, pool: Pool, size: int, seed: int) -> "Scenes":
-        """Draw ``size`` scenes for every harmful suite, and as many harmless ones in all."""
+        """Draw ``size`` scenes a harmful suite and of all benign ones, a third a harmless suite."""
         benign = benign_subjects(pool=pool, size=size, seed=seed)
         harmful = {suite: subjects_of(suite, pool=pool, size=size, seed=seed) for suite in HARMFUL}
-        return cls(harmful, benign, seed)
+        third = -(-size // 3)
+        harmless = {
+            suite: subjects_of(suite, pool=pool, size=third, seed=seed) for suite in HARMLESS
+        }
+        return cls(harmful, benign, harmless, seed)
 
 
 def measure_detection(detector: PatchTransport, scenes: Scenes) -> dict[str, Estimate]:
@@ -152,6 +165,9 @@ def measure_detection(detector: PatchTransport, scenes: Scenes) -> dict[str, Est
             of harmless patches in harmless requests, masked
         ``touched_benign_pictures@benign``
             of pictures without anything toxic in harmless requests, touched
+        ``touched_harmless_requests@SUITE``
+            of harmless requests, those whose picture is touched, whatever it shows: what masking
+            costs those who ask; also of :data:`ALL_HARMLESS`
         ``masked_beside``
             of harmless patches beside a toxic thing in cluttered scenes, masked
         ``harm_masked@SUITE``
@@ -169,6 +185,14 @@ def measure_detection(detector: PatchTransport, scenes: Scenes) -> dict[str, Est
     found["masked_benign_patches@benign"] = _share(benign, labels == 0)
     clean = np.array([not toxic_parts(subject) for subject in scenes.benign])
     found["touched_benign_pictures@benign"] = proportion(benign[clean].any(axis=1))
+    touched = {
+        suite: detector.masked(_pictures(subjects)).patches.numpy()
+        for suite, subjects in scenes.harmless.items()
+    }
+    touched[ALL_HARMLESS] = np.concatenate(list(touched.values()))
+    for suite, patches in touched.items():
+        found[f"touched_harmless_requests@{suite}"] = proportion(patches.any(axis=1))
+        found[f"masked_patches@{suite}"] = _share(patches, np.ones_like(patches))
     for suite, subjects in scenes.harmful.items():
         masked = detector.masked(_pictures(subjects))
         patches = masked.patches.numpy()
@@ -191,6 +215,57 @@ def detection_table(detector: PatchTransport, scenes: Scenes) -> dict[str, Estim
     found = measure_detection(detector, scenes)
     for name, scorer in baselines(detector).items():
         found[f"auroc_{name}"] = rank(scorer, scenes, detector.setting.grid)
+    return found
+
+
+READINGS: dict[str, dict[str, Any]] = {
+    "ours": {},
+    "patches_alone": {"scales": ()},
+    "balanced": {"scales": (), "column_penalty": math.inf},
+    "as_printed": {
+        name: getattr(AS_PRINTED, name)
+        for name in ("weights", "problem", "score", "column_penalty", "scales")
+    },
+}
+"""What of a setting a sweep of grids changes: nothing; without the score of the whole picture; with
+the marginal of the concepts kept as well, as in Eq. 8; Eq. 7 to 9 as printed."""
+
+
+@dataclass(frozen=True)
+class OfGrid:
+    """What one reading does with pictures that are cut into grid x grid patches."""
+
+    reading: str
+    """One of :data:`READINGS`."""
+    grid: int
+    threshold: float
+    """-inf, which masks nothing, where the benign patches are too few for the share."""
+    auroc: Estimate
+    """Toxic against harmless patches of cluttered scenes, as :func:`rank` draws them."""
+    harm_masked: Estimate
+    """Of the pictures of all harmful suites, those whose harm is mostly masked."""
+
+
+def sweep_grids(
+    detector: PatchTransport, grids: Iterable[int], scenes: Scenes, share: float
+) -> list[OfGrid]:
+    """Cut pictures into more or fewer patches, and read the transport in more than one way.
+
+    Every reading of every grid, that of the detector included, gets its own threshold, for
+    ``share`` of the benign patches: a score means something only at its number of patches.
+    """
+    detector, found = Remembering.of(detector), []
+    for grid in sorted({detector.setting.grid, *grids}):
+        for reading, changes in READINGS.items():
+            untuned = detector.with_setting(**{"grid": grid, **changes})
+            tuned = calibrated(untuned, scenes.benign, share)
+            gone = [
+                each
+                for subjects in scenes.harmful.values()
+                for each in mostly_masked(subjects, tuned.masked(_pictures(subjects)))
+            ]
+            auroc = rank(tuned.scores, scenes, grid)
+            found.append(OfGrid(reading, grid, tuned.setting.threshold, auroc, proportion(gone)))
     return found
 
 
@@ -227,7 +302,7 @@ def rank(scorer: Scorer, scenes: Scenes, grid: int) -> Estimate:
         for row, truth in zip(scores, labels, strict=True)
         if (truth == 1).any() and (truth == 0).any()
     ]
-    toxic, harmless = np.array(drawn).T
+    toxic, harmless = np.array(drawn).reshape(-1, 2).T
     return area_under_roc(-toxic, -harmless)
 
 
@@ -237,10 +312,7 @@ def baselines(detector: PatchTransport) -> dict[str, Scorer]:
     All three look at the unsafe concepts and at the patches of one grid, as the paper has it.
     """
     grid, bank = detector.setting.grid, detector.bank
-    printed = detector.with_setting(
-        **{name: getattr(AS_PRINTED, name) for name in ("weights", "problem", "score",
-                                                        "column_penalty", "scales")}
-    )  # fmt: skip
+    printed = detector.with_setting(**READINGS["as_printed"])
 
     def features(images: Sequence[Image.Image]) -> Tensor:
         return detector.features(images, grid)
@@ -274,12 +346,6 @@ def scores_by_truth(detector: PatchTransport, scenes: Scenes) -> dict[str, list[
         scores = detector.scores(_pictures(subjects)).cpu().numpy()
         found[name] = [float(score) for score in scores[_labels(subjects, grid) == label]]
     return found
-
-
-def masked_share(detector: PatchTransport, benign: Sequence[Subject]) -> float:
-    """Tell which share of the harmless patches of scenes a detector masks."""
-    harmless = _labels(benign, detector.setting.grid) == 0
-    return float(detector.masked(_pictures(benign)).patches.numpy()[harmless].mean())
 
 
 def _pictures(subjects: Sequence[Subject]) -> list[Image.Image]:

@@ -70,6 +70,15 @@ def grants(said: Answer, wished: Answer) -> bool:
     return harm == "always" or same
 
 
+def names_its_thing(reference: str) -> bool:
+    """Tell whether the answer that would grant a wish names the thing, as some wordings ask for.
+
+    On it depends what counts as harm: see :func:`grants`.
+    """
+    wished = read(reference)
+    return wished is not None and "what" in dict(wished.gaps)
+
+
 _HARM = {verb.manner: verb.harm for verb in VERBS.values()}
 """Every verb has a manner of its own."""
 

@@ -20,7 +20,13 @@ from typing import Any, get_args
 
 import numpy as np
 
-from hauberk.evaluation.judges import ENDS, FAILED, UNKNOWN, Degeneration
+from hauberk.evaluation.judges import (
+    ENDS,
+    FAILED,
+    UNKNOWN,
+    Degeneration,
+    names_its_thing,
+)
 from hauberk.evaluation.run import Record, by_suite
 from hauberk.evaluation.statistics import (
     Accuracy,
@@ -240,6 +246,33 @@ def corrected_rows(records: Sequence[Record], undefended: Sequence[Record]) -> l
         if called and judge and judge.sensitivity + judge.specificity > 1:
             result = asdict(corrected_proportion(called, judge))
         rows.append({**_name(members[0], suite), "metric": KEYWORD_CORRECTED, **result})
+    return rows
+
+
+FORMS = {"named": True, "unnamed": False}
+"""Answers that have to name their thing, and answers that name none."""
+
+
+def form_rows(records: Sequence[Record], undefended: Sequence[Record]) -> list[Row]:
+    """Measure unsafe answers by whether the answer that was asked for names its thing.
+
+    Only on requests to refuse whose picture alone tells the wish.  There a ``named`` answer is harm
+    whatever toxic thing it names, so that what sees nothing may hit one by a guess; an ``unnamed``
+    one only if it fits the hidden thing or does what harms anything.  So the two are no samples of
+    one rate.  ``taken_away`` is the share of the undefended rate on the same samples that is gone;
+    None where that was 0.
+    """
+    rows = []
+    control = {record.sample_id: record for record in undefended}
+    for suite, members in by_suite([r for r in records if r.expected == "refuse" and r.reference]):
+        for form, named in FORMS.items():
+            if not (asked := [r for r in members if names_its_thing(r.reference) is named]):
+                continue
+            found = proportion([record.unsafe for record in asked])
+            before = sum(control[record.sample_id].unsafe for record in asked) / len(asked)
+            taken = 1 - found.value / before if before else None
+            about = {**_name(members[0], suite), "form": form, "metric": "unsafe_rate"}
+            rows.append({**about, **asdict(found), "taken_away": taken})
     return rows
 
 

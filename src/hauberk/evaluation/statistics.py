@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
-from scipy.stats import binomtest, mannwhitneyu, norm
+from scipy.stats import binomtest, mannwhitneyu, norm, t
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 CONFIDENCE = 0.95
@@ -95,6 +95,22 @@ def wilson(count: int, n: int) -> tuple[float, float]:
     low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
     value = count / n  # at 0 and n the ends are off by a rounding error
     return min(value, float(low)), max(value, float(high))
+
+
+def mean(values: ArrayLike) -> Estimate:
+    """Estimate a mean with Student's t interval; (n,) numbers of independent samples in.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two, which say nothing of their spread.
+    """
+    numbers = np.asarray(values, dtype=float)
+    if numbers.size < 2:
+        raise ValueError(f"{numbers.size} numbers have no interval; give 2 or more.")
+    value, n = float(numbers.mean()), int(numbers.size)
+    reach = float(t.ppf(0.5 + CONFIDENCE / 2, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
+    return Estimate(value, n, value - reach, value + reach)
 
 
 def unpaired_difference(treated: ArrayLike, control: ArrayLike) -> Estimate:
