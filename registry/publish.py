@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 REQUIREMENTS = ("hauberk", "torch", "transformers", "safetensors", "numpy", "pillow")
 LOADER = "hauberk.bundle"
 TABLE = "evaluation/table.json"
+TRAINING = "training.json"
 # DVC takes every dvc.yaml it finds below the project for its own.
 SOURCES = {"dvc.lock": "dvc.lock", "dvc.yaml": "dvc.yaml.txt", "params.yaml": "params.yaml"}
 
@@ -155,7 +156,8 @@ def _fill(
         params = [Param(_legal(k), _text(v)) for k, v in settings.items()]
         for some in _chunks(params, 100):
             client.log_batch(run_id, params=some)
-        for some in _chunks(list(_metrics(subject, info.model_id)), 1000):
+        measured = [*_metrics(subject, info.model_id), *_curves(subject, info.model_id)]
+        for some in _chunks(measured, 1000):
             client.log_batch(run_id, metrics=some)
         _log_data(store, run_id, subject, stages)
         _log_files(store, run_id, subject, stages)
@@ -224,6 +226,22 @@ def _metrics(subject: Subject, model_id: str) -> "Iterator[Metric]":
     for name, value in numbers.items():
         if isinstance(value, int | float) and math.isfinite(value):
             yield Metric(_legal(name), float(value), now, 0, model_id=model_id)
+
+
+def _curves(subject: Subject, model_id: str) -> "Iterator[Metric]":
+    """Give what a training measured at its steps, where the bundle tells, as curves."""
+    from mlflow.entities import Metric
+
+    path = subject.bundle / TRAINING
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    now = int(time.time() * 1000)
+    rows = {"history": told.get("history", ()), "validated": told.get("validated", ())}
+    for kind, found in rows.items():
+        for row in found:
+            for name, value in row.items():
+                if name not in ("step", "course") and math.isfinite(value):
+                    key = _legal(f"training/{kind}/{name}")
+                    yield Metric(key, float(value), now, row["step"], model_id=model_id)
 
 
 def _log_data(store: Store, run_id: str, subject: Subject, stages: lineage.Closure) -> None:

@@ -37,6 +37,24 @@ def test_a_version_holds_bundle_numbers_lineage_and_report(project, store: Store
     assert {"evaluation/table.json", "evaluation/responses.jsonl"} <= files
 
 
+def test_what_a_training_measured_at_its_steps_becomes_curves(project, store: Store):
+    told = {
+        "history": [{"step": 1, "course": 0, "loss": 2.0}, {"step": 2, "course": 0, "loss": 1.5}],
+        "validated": [{"step": 0, "merit": 0.1}, {"step": 2, "merit": 0.4}],
+    }
+    (project.subject.bundle / "training.json").write_text(json.dumps(told))
+    publish(store, project.subject, project.live)
+    run_id = store.version("cmrm.toy", "candidate").run_id
+
+    def curve(name):
+        found = store.client.get_metric_history(run_id, f"training/{name}")
+        return [(point.step, point.value) for point in sorted(found, key=lambda p: p.step)]
+
+    assert curve("history/loss") == [(1, 2.0), (2, 1.5)]
+    assert curve("validated/merit") == [(0, 0.1), (2, 0.4)]
+    assert curve("history/course") == []
+
+
 def test_the_model_is_data_without_code_or_pickle(project, store: Store, tmp_path: Path):
     import mlflow
 
