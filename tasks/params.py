@@ -94,6 +94,8 @@ class FrameBudget:
     steps: Positive
     attacked: Positive = 24
     """Pictures of the test split on which it is attacked, at every radius."""
+    joint_steps: Annotated[int, Field(ge=0)] = 0
+    """Of a frame that is trained on all models but one, for each of them; 0 for no such frames."""
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,8 @@ class SafetyPromptParams:
     attacked_at: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)]
     """Radii of an attack on the picture inside the frame, on the scale 0..255; all else of the
     attack is as in ``attack``."""
+    joint: FrameParams = field(default_factory=FrameParams)
+    """Where a frame is that is trained on several models at once."""
     training: FrameTraining = field(default_factory=FrameTraining)
     refusal: Annotated[str, Field(pattern=r"\S")] | None = None
     """What is to be answered to harmful requests that the model itself does not refuse in words;

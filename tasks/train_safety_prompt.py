@@ -13,11 +13,12 @@ after its last validation.
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.params import DAVSP, Params
+from tasks.params import DAVSP, FrameParams, Params
 from tasks.stage import (
     FRAMES,
     SCRATCH,
@@ -39,13 +40,63 @@ def run(params: Params, model_name: str) -> Path:
     from tqdm import tqdm
 
     from hauberk.bundle import binding_of, file_hash
-    from hauberk.data.samples import read_suite
     from hauberk.defenses.safety_prompt import SafetyPrompt
-    from hauberk.defenses.safety_prompt_step import FrameLoss, Goal
-    from hauberk.defenses.safety_prompt_training import Course, FrameSetting, train_frame
-    from hauberk.evaluation.selection import measure
 
-    told, budget = params.davsp, params.budget.frame
+    told = params.davsp
+    student = student_of(params, model_name, told.frame_of(model_name))
+    scratch = SCRATCH / f"train_safety_prompt@{model_name}"
+    steps = params.budget.frame.steps
+    with tqdm(total=steps, desc=f"{model_name}: steps of a frame") as bar:
+        start, result = train_on(
+            params, [student], steps, scratch / "frame.safetensors", bar.update
+        )
+    prompt = SafetyPrompt(result.frame, student.loss.geometry, told.prefix)
+    axis = student.loss.goal.axis
+    document = {
+        "rule": (
+            "Of the frames that were validated, the one with the largest difference between the "
+            "benign suites' mean accuracy and the attack suites' mean unsafe rate, the earliest "
+            "among equals; 0 is the untrained frame.  Measured on the calibration split only."
+        ),
+        "step": result.step,
+        "validated": [{"step": step, "merit": merit} for step, merit in result.validated.items()],
+        "history": result.history,
+        "goal": {"layer": axis.layer, "high": student.loss.goal.high, "low": student.loss.goal.low},
+        "scores": _scores(student.loss, student.cases, start, result.frame),
+    }
+    folder = prompt.save(
+        bundle_folder(model_name, DAVSP),
+        binding_of(student.loss.model, student.loss.processor),
+        data=[{"id": name, "sha256": file_hash(file)} for name, file in student.files.items()],
+        measurements={"calibration_merit": result.validated[result.step]},
+        extra_files={"training.json": json.dumps(document, indent=1, sort_keys=True) + "\n"},
+    )
+    shutil.rmtree(FRAMES / model_name, ignore_errors=True)
+    shutil.copytree(folder, FRAMES / model_name)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model that a frame is trained on."""
+
+    loss: Any
+    cases: list[Any]
+    """Prepared ones."""
+    pictures: list[Any]
+    """Those that it is trained on."""
+    validated: list[Any]
+    """Samples of the calibration split."""
+    files: dict[str, Path]
+
+
+def student_of(params: Params, model_name: str, frame: FrameParams) -> Student:
+    """Load a model with all that a frame at this place is trained and validated on."""
+    from hauberk.data.samples import read_suite
+    from hauberk.defenses.safety_prompt_step import FrameLoss, Goal
+
+    told = params.davsp
     model, processor = load_model(params, model_name)
     files = {
         f"{split}/{suite}": suite_file(model_name, split, suite)
@@ -58,75 +109,63 @@ def run(params: Params, model_name: str) -> Path:
     read = {name: read_suite(file) for name, file in files.items()}
     trained = [s for suite in (*told.harmful, *told.harmless) for s in read[f"train/{suite}"]]
     validated = [s for suite in told.validate_on for s in read[f"calibration/{suite}"]]
-    geometry = geometry_of(params, model_name, model, processor, trained[0].image)
-    axis, high, low = harm_of(model_name)
+    geometry = _geometry(frame, model_name, model, processor, trained[0].image)
+    axis, high, low = _harm(model_name)
     goal = Goal(axis, high, low, told.training.answer_weight, told.training.clean_weight)
     loss = FrameLoss(model, processor, geometry, goal, prefix=told.prefix)
-    cases = cases_of(params, model, processor, trained)
+    cases = _cases(params, model, processor, trained)
     prepared = loss.prepare(cases, params.evaluate.max_new_tokens)
+    return Student(loss, prepared, [sample.image for sample in trained], validated, files)
+
+
+def train_on(
+    params: Params,
+    students: Sequence[Student],
+    steps: int,
+    checkpoint: Path,
+    progress: Callable[[int], Any],
+) -> tuple[Any, Any]:
+    """Train one frame on one model or several; return where it began, and what came of it."""
+    from hauberk.defenses.safety_prompt import SafetyPrompt
+    from hauberk.defenses.safety_prompt_training import Course, FrameSetting, train_frame
+    from hauberk.evaluation.selection import measure
+
+    told = params.davsp.training
     setting = FrameSetting(
-        steps=budget.steps,
-        batch=told.training.batch,
-        optimizer=told.training.optimizer,
-        rate=told.training.rate,
-        batches=told.training.batches,
-        harmful_answered=told.training.harmful_answered,
-        validate_every=max(1, budget.steps // told.training.validations),
+        steps=steps,
+        batch=told.batch,
+        optimizer=told.optimizer,
+        rate=told.rate,
+        batches=told.batches,
+        harmful_answered=told.harmful_answered,
+        validate_every=max(1, steps // told.validations),
         seed=params.seed,
     )
-    rates: list[dict[str, Any]] = []
 
     def validate(frame: Any) -> float:
-        prompt = SafetyPrompt(frame, geometry, told.prefix)
-        found = measure(
-            model,
-            processor,
-            validated,
-            prompt,
-            batch_size=params.evaluate.batch_size,
-            max_new_tokens=params.evaluate.max_new_tokens,
-        )
-        rates.append(found.document())
-        return found.merit
+        merits = []
+        for student in students:
+            prompt = SafetyPrompt(frame, student.loss.geometry, params.davsp.prefix)
+            found = measure(
+                student.loss.model,
+                student.loss.processor,
+                student.validated,
+                prompt,
+                batch_size=params.evaluate.batch_size,
+                max_new_tokens=params.evaluate.max_new_tokens,
+            )
+            merits.append(found.merit)
+        return sum(merits) / len(merits)
 
-    scratch = SCRATCH / f"train_safety_prompt@{model_name}"
-    start = start_of(geometry, [sample.image for sample in trained])
-    with tqdm(total=setting.steps, desc=f"{model_name}: steps of a frame") as bar:
-        result = train_frame(
-            [Course(loss, prepared)],
-            start,
-            setting,
-            validate,
-            checkpoint=scratch / "frame.safetensors",
-            progress=bar.update,
-        )
-    prompt = SafetyPrompt(result.frame, geometry, told.prefix)
-    document = {
-        "rule": (
-            "Of the frames that were validated, the one with the largest difference between the "
-            "benign suites' mean accuracy and the attack suites' mean unsafe rate, the earliest "
-            "among equals; 0 is the untrained frame.  Measured on the calibration split only."
-        ),
-        "step": result.step,
-        "validated": [{"step": step, "merit": merit} for step, merit in result.validated.items()],
-        "history": result.history,
-        "goal": {"layer": axis.layer, "high": high, "low": low},
-        "scores": _scores(loss, prepared, start, result.frame),
-    }
-    folder = prompt.save(
-        bundle_folder(model_name, DAVSP),
-        binding_of(model, processor),
-        data=[{"id": name, "sha256": file_hash(file)} for name, file in files.items()],
-        measurements={"calibration_merit": result.validated[result.step]},
-        extra_files={"training.json": json.dumps(document, indent=1, sort_keys=True) + "\n"},
+    start = _start(students[0].loss.geometry, students[0].pictures)
+    courses = [Course(student.loss, student.cases) for student in students]
+    trained = train_frame(
+        courses, start, setting, validate, checkpoint=checkpoint, progress=progress
     )
-    shutil.rmtree(FRAMES / model_name, ignore_errors=True)
-    shutil.copytree(folder, FRAMES / model_name)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    return start, trained
 
 
-def geometry_of(params: Params, name: str, model: Any, processor: Any, picture: Any) -> Any:
+def _geometry(told: FrameParams, name: str, model: Any, processor: Any, picture: Any) -> Any:
     """Where the frame of a model is: as params.yaml says, or a patch wide around what is fed."""
     from hauberk.anatomy import anatomy_of
     from hauberk.defenses.safety_prompt import Geometry
@@ -134,7 +173,6 @@ def geometry_of(params: Params, name: str, model: Any, processor: Any, picture: 
     from hauberk.pixels import as_fed
     from hauberk.requests import mean_color
 
-    told = params.davsp.frame_of(name)
     width, height = as_fed(processor, picture).size
     if told.canvas is not None:
         height, width = told.canvas
@@ -147,7 +185,7 @@ def geometry_of(params: Params, name: str, model: Any, processor: Any, picture: 
         raise BadParams(f"davsp.frames.{name}: {error}") from None
 
 
-def harm_of(name: str) -> tuple[Any, float, float]:
+def _harm(name: str) -> tuple[Any, float, float]:
     """How states of a model are scored, and what harmful and harmless requests are to score."""
     from safetensors.torch import load_file
 
@@ -159,7 +197,7 @@ def harm_of(name: str) -> tuple[Any, float, float]:
     return vectors.axis(found["layer"], found["score"]), found["high"], found["low"]
 
 
-def cases_of(params: Params, model: Any, processor: Any, samples: Sequence[Any]) -> list[Any]:
+def _cases(params: Params, model: Any, processor: Any, samples: Sequence[Any]) -> list[Any]:
     """Give every request what is to be answered to it."""
     from dataclasses import replace
 
@@ -198,7 +236,7 @@ def cases_of(params: Params, model: Any, processor: Any, samples: Sequence[Any])
     return cases
 
 
-def start_of(geometry: Any, pictures: Sequence[Any]) -> Any:
+def _start(geometry: Any, pictures: Sequence[Any]) -> Any:
     """Start with the mean colour of the pictures' own edges, which a model is used to see there."""
     import numpy as np
     import torch

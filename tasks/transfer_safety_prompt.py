@@ -1,20 +1,26 @@
 """Stage transfer_safety_prompt: the frame of every model, tried on every other one.
 
-in   artifacts/frames/*, artifacts/data/test/*, the models
+in   artifacts/frames/*, artifacts/data/*, artifacts/MODEL/davsp/harm, the models
 out  artifacts/transfer/   responses.jsonl, metrics.json, card.json
 
 A frame is only pixels, so it can be put before a model that it was not made for, as it would be
 before one behind an API; how far that helps is for the numbers to say.  The rows are named
 davsp@MODEL after the model that the frame was trained on.  A processor that does not feed a canvas
 as it is resamples or crops it, as it would any picture.
+
+Where the profile has steps for it, for every model one more frame is trained on all others at once,
+and tried on all of them; its row is named after those that it was trained on, joined by +.
 """
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from tasks.params import TRANSFERRED, Params
 from tasks.parts import Parts, measure_parts
-from tasks.stage import FRAMES, TRANSFER, load_model, main, read_json, suite_file, writing
+from tasks.stage import FRAMES, SCRATCH, TRANSFER, load_model, main, read_json, suite_file, writing
+from tasks.train_safety_prompt import student_of, train_on
 
 
 def run(params: Params) -> Path:
@@ -26,6 +32,8 @@ def run(params: Params) -> Path:
 
     cards = {name: read_card(FRAMES / name) for name in params.models}
     frames = {name: SafetyPrompt.read(*found) for name, found in cards.items()}
+    if steps := params.budget.frame.joint_steps:
+        frames |= _joint(params, steps)
     tried: dict[str, Parts] = {}
     bindings = {}
     drawn = [suite for suite in params.davsp.parts_on if suite not in ATTACKED]
@@ -33,7 +41,7 @@ def run(params: Params) -> Path:
         model, processor = load_model(params, target)
         files = [suite_file(target, "test", suite) for suite in drawn]
         samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
-        others = {f"{TRANSFERRED}{name}": frames[name] for name in params.models if name != target}
+        others = {f"{TRANSFERRED}{name}": frames[name] for name in frames if name != target}
         tried[target] = measure_parts(params, target, (model, processor), samples, others)
         bindings[target] = asdict(binding_of(model, processor))
     together = Parts(
@@ -42,7 +50,7 @@ def run(params: Params) -> Path:
     )
     card = {
         "bindings": bindings,
-        "frames": {name: read_json(FRAMES / name / "card.json")["card_sha256"] for name in frames},
+        "frames": {name: read_json(FRAMES / name / "card.json")["card_sha256"] for name in cards},
         "generation": asdict(params.evaluate),
         "versions": versions(),
         "tried": {target: found.card for target, found in tried.items()},
@@ -50,6 +58,34 @@ def run(params: Params) -> Path:
     with writing(TRANSFER, card) as partial:
         together.write(partial)
     return TRANSFER
+
+
+def _joint(params: Params, steps: int) -> dict[str, Any]:
+    """Train a frame on all models but one, for each of them."""
+    from tqdm import tqdm
+
+    from hauberk.defenses.safety_prompt import SafetyPrompt
+
+    if len(params.models) < 3:  # on all but one of two is no joint training
+        return {}
+    found = {}
+    students = {name: student_of(params, name, params.davsp.joint) for name in params.models}
+    for left_out in params.models:
+        names = [name for name in params.models if name != left_out]
+        together = "+".join(names)
+        scratch = SCRATCH / "transfer_safety_prompt" / together
+        with tqdm(total=steps, desc=f"{together}: steps of a frame") as bar:
+            _, trained = train_on(
+                params,
+                [students[name] for name in names],
+                steps,
+                scratch / "frame.safetensors",
+                bar.update,
+            )
+        geometry = students[names[0]].loss.geometry
+        found[together] = SafetyPrompt(trained.frame, geometry, params.davsp.prefix)
+    shutil.rmtree(SCRATCH / "transfer_safety_prompt", ignore_errors=True)
+    return found
 
 
 if __name__ == "__main__":

@@ -486,6 +486,26 @@ def test_a_frame_is_tried_on_every_other_model_and_stands_in_the_matrix(done, tm
 
 
 @pytest.mark.slow
+def test_a_frame_of_all_models_but_one_is_tried_on_all_of_them(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["profiles"]["small"]["frame"]["joint_steps"] = 2
+    for name in ("lab-b", "lab-c"):
+        params["models"][name] = params["models"]["lab-llava"] | {"path": f"lab/{name}"}
+        for what in ("lab/{}", "artifacts/frames/{}", "artifacts/{}/davsp"):
+            shutil.copytree(root / what.format("lab-llava"), root / what.format(name))
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    run(root, transfer_safety_prompt)
+    answers = lines(root / "artifacts/transfer/responses.jsonl")
+    joint = {"davsp@lab-b+lab-c", "davsp@lab-b+lab-llava", "davsp@lab-c+lab-llava"}
+    for model in params["models"]:
+        tried = {row["defense"] for row in answers if row["model"] == model}
+        others = {f"davsp@{name}" for name in params["models"] if name != model}
+        assert tried == joint | others
+    assert list((root / ".scratch").iterdir()) == []
+
+
+@pytest.mark.slow
 def test_some_answers_of_every_part_are_compared_with_batch_size_1(done):
     card = json.loads((done / "artifacts/lab-llava/guardalign/parts/card.json").read_text())
     assert card["checked_alone"] == 1  # 3 over five parts
