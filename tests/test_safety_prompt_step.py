@@ -326,8 +326,10 @@ def test_no_block_is_run_that_does_not_count_and_the_head_sees_answers_alone(sma
     assert calls == [1, 1, 0, 0, 0, 1]
     calls, shapes = calls_of(modules, lambda: loss(frame, rows, EVERY))
     assert calls == [1, 1, 1, 1, 1, 1]
-    longest = max(len(row.answer) for row in rows)
-    assert shapes[-2] == [(len(rows), longest + 1, anatomy_of(small.model).hidden_size)]
+    places = {
+        len(row.prompt["input_ids"]) - 1 + place for row in rows for place in range(len(row.answer))
+    }
+    assert shapes[-2] == [(len(rows), len(places), anatomy_of(small.model).hidden_size)]
     calls, _ = calls_of(modules, lambda: loss(frame, rows, SOME))
     assert calls == [2, 2, 1, 1, 1, 2]
 
