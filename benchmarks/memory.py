@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.memory answers lab-llava 320 32``: of 320 answers by 32 at once;
 ``python -m benchmarks.memory prefill calibrated picture``: of reading prompts with GuardAlign's
-prefix and a ``picture`` or a long ``query``, which ``plain`` does without looking at it harder.  A
+prefix and a ``picture`` or a long ``query``, which ``plain`` does without looking at it harder;
+``python -m benchmarks.memory frame ours``: of a step of DAVSP, or of the authors', ``theirs``.  A
 process of its own for each number, because memory that was taken once is not given back.
 """
 
@@ -71,10 +72,20 @@ def prefill(way: str, content: str) -> Callable[[], object]:
     return read
 
 
+def frame(way: str) -> Callable[[], object]:
+    """Take a step of training a frame on harmless requests."""
+    from benchmarks.safety_prompt import steps
+
+    theirs, ours, _ = steps(harmful=False)
+    return {"theirs": theirs, "ours": ours}[way]
+
+
 def main() -> None:
     """Do one work and print by how much its peak was above what there was before."""
     name, *arguments = sys.argv[1:]
-    works: dict[str, Callable[..., Callable[[], object]]] = {"answers": answers, "prefill": prefill}
+    works: dict[str, Callable[..., Callable[[], object]]] = {
+        "answers": answers, "prefill": prefill, "frame": frame,
+    }  # fmt: skip
     work = works[name](*arguments)
     before = _mebibytes("VmRSS")
     work()

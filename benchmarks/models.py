@@ -34,11 +34,12 @@ def pictured(processor: Any, number: int) -> list[Any]:
     return [replace(s.request, images=(s.image.resize((side, side)),)) for s in samples if s.image]
 
 
-def llava_shape(side: int = 336, patch: int = 14) -> tuple[Any, Any]:
+def llava_shape(
+    side: int = 336, patch: int = 14, blocks: int = 8, width: int = 256
+) -> tuple[Any, Any]:
     """Make a LLaVA with 576 image tokens and random weights; the lab's tokenizer and template.
 
-    Small enough for a CPU (8 blocks of width 256), so that the prefill is timed and not the
-    machine's memory.
+    Small enough for a CPU, so that the prefill is timed and not the machine's memory.
     """
     import torch
     from transformers import (
@@ -48,24 +49,25 @@ def llava_shape(side: int = 336, patch: int = 14) -> tuple[Any, Any]:
         LlavaConfig,
         LlavaForConditionalGeneration,
     )
+    from transformers.image_utils import SizeDict
 
     processor = AutoProcessor.from_pretrained(LAB / "lab-llava")
     processor.patch_size = patch
-    processor.image_processor.size = {"shortest_edge": side}
-    processor.image_processor.crop_size = {"height": side, "width": side}
+    processor.image_processor.size = SizeDict(shortest_edge=side)
+    processor.image_processor.crop_size = SizeDict(height=side, width=side)
     tokenizer = processor.tokenizer
-    width = {"hidden_size": 256, "num_attention_heads": 4}
+    size = {"hidden_size": width, "num_attention_heads": 4}
     text = LlamaConfig(
         vocab_size=len(tokenizer),
-        intermediate_size=768,
-        num_hidden_layers=8,
+        intermediate_size=3 * width,
+        num_hidden_layers=blocks,
         num_key_value_heads=4,
         max_position_embeddings=2048,
         pad_token_id=tokenizer.pad_token_id,
-        **width,
+        **size,
     )
     eyes = CLIPVisionConfig(
-        image_size=side, patch_size=patch, num_hidden_layers=4, intermediate_size=512, **width
+        image_size=side, patch_size=patch, num_hidden_layers=4, intermediate_size=2 * width, **size
     )
     image_token: Any = tokenizer.convert_tokens_to_ids("<image>")
     config = LlavaConfig(

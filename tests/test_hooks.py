@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from hauberk.anatomy import anatomy_of
-from hauberk.hooks import editing, recording
+from hauberk.hooks import editing, recording, run_to
 from hauberk.requests import encode
 
 
@@ -104,3 +104,59 @@ def test_a_recording_of_a_model_equals_its_hidden_states_but_for_the_final_norm(
     assert not torch.allclose(seen[-1][0], shown[-1])
     norm = anatomy_of(any_tiny.model).decoder.norm
     torch.testing.assert_close(norm(seen[-1][0]), shown[-1])
+
+
+@pytest.mark.parametrize("kind", [Plain, Pair])
+@pytest.mark.parametrize("last", [0, 1, 2])
+def test_a_run_to_a_block_returns_what_it_puts_out_and_runs_none_after_it(kind, last):
+    blocks = [kind(), kind(), kind()]
+    with recording(blocks, torch.clone) as seen:
+        states = run_to(blocks[last], lambda: run(blocks, torch.zeros(1)))
+    assert states.item() == last + 1
+    assert [len(kept) for kept in seen] == [int(index <= last) for index in range(3)]
+    assert hooks_of(blocks) == [0, 0, 0]
+    assert run(blocks, torch.zeros(1)).item() == 3
+
+
+def test_a_run_to_a_block_shows_it_as_edited_and_passes_gradients():
+    blocks, start = [Plain(), Plain()], torch.zeros(1, requires_grad=True)
+    with editing(blocks, {0: lambda states: states * 10}):
+        states = run_to(blocks[0], lambda: run(blocks, start))
+    assert states.item() == 10
+    assert torch.autograd.grad(states.sum(), start)[0].item() == 10
+
+
+def test_a_run_that_does_not_reach_its_block_is_an_error_and_leaves_nothing():
+    blocks, other = [Plain()], Pair()
+    with pytest.raises(RuntimeError, match="did not reach the Pair to stop at"):
+        run_to(other, lambda: run(blocks, torch.zeros(1)))
+    assert hooks_of([*blocks, other]) == [0, 0]
+
+
+def test_an_error_on_the_way_to_a_block_comes_out_as_it_is_and_leaves_nothing():
+    blocks = [Plain(), Plain()]
+
+    def fail(_):
+        raise KeyError("on purpose")
+
+    with pytest.raises(KeyError, match="on purpose"), editing(blocks, {0: fail}):
+        run_to(blocks[1], lambda: run(blocks, torch.zeros(1)))
+    assert hooks_of(blocks) == [0, 0]
+
+
+def test_a_run_to_a_block_of_a_model_is_the_beginning_of_a_whole_one(any_tiny):
+    inputs = encode(any_tiny.processor, any_tiny.pictured[:2])
+    model, blocks = any_tiny.model, anatomy_of(any_tiny.model).blocks
+    with torch.no_grad(), recording(blocks, torch.clone) as seen:
+        logits = model(**inputs).logits
+    for index, block in enumerate(blocks):
+        with torch.no_grad():
+            assert torch.equal(run_to(block, lambda: model(**inputs)), seen[index][0])
+    with torch.no_grad():
+        shown = model(**inputs, output_hidden_states=True)
+        assert torch.equal(shown.logits, logits)
+        # What stopped while transformers collected states of its own left none of them behind.
+        states = run_to(blocks[1], lambda: model(**inputs, output_hidden_states=True))
+        again = model(**inputs, output_hidden_states=True).hidden_states
+        assert len(again) == len(blocks) + 1
+        assert torch.equal(states, again[2])

@@ -74,8 +74,7 @@ def pixel_input(processor: ProcessorMixin, pixels: Tensor) -> dict[str, Tensor]:
             f"{type(images).__name__}, which no gradient passes; give pictures of {fed}, as "
             "hauberk.pixels.as_fed makes them."
         )
-    scale = 255 * images.rescale_factor if images.do_rescale else 255
-    pixels = layout.cut(images, pixels) * scale
+    pixels = layout.cut(images, pixels) * _scale(images)
     if images.do_normalize:
         mean, std = (
             torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(3, 1, 1)
@@ -105,14 +104,15 @@ def check_pixel_input(
     """
     images, layout = _layout_of(processor)
     height, width = pixels.shape[-2:]
-    apart = APART
-    if layout.resamples and len(layout.cut(images, pixels)) > len(pixels):
-        apart += 1 / (255 * min(images.image_std)) if images.do_normalize else 1 / 255
-    for name, made in pixel_input(processor, pixels).items():
+    inputs = pixel_input(processor, pixels)
+    apart = mean = APART * _scale(images)
+    if layout.resamples and len(inputs["pixel_values"]) > len(pixels):
+        apart += _scale(images) / 255 / (min(images.image_std) if images.do_normalize else 1)
+    for name, made in inputs.items():
         given = real[name].to(made)
         if made.shape != given.shape:
             how = f"{name} of shape {tuple(made.shape)} instead of {tuple(given.shape)}"
-        elif (off := (made - given).abs()).max() > apart or off.float().mean() > APART:
+        elif (off := (made - given).abs()).max() > apart or off.float().mean() > mean:
             how = f"{name} that differs by up to {off.max():.3g}"
         else:
             continue
@@ -150,6 +150,11 @@ def frozen(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for weight, required in before:
             weight.requires_grad_(required)
+
+
+def _scale(images: Any) -> float:
+    """What the processor makes of white before it normalises: 1 in most."""
+    return float(255 * images.rescale_factor) if images.do_rescale else 255.0
 
 
 def _layout_of(processor: ProcessorMixin) -> tuple[Any, Layout]:
@@ -243,10 +248,16 @@ def _tiled(images: Any, pixels: Tensor) -> Tensor:
         return pixels
     cut = pixels.reshape(n, channels, rows, tile[0], columns, tile[1])
     tiles = cut.permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, channels, *tile)
-    small = interpolate(pixels, tile, mode="bicubic", align_corners=False, antialias=True)
-    small = small.clamp(0, 1)  # bicubic weights overshoot
-    small = small + ((small * 255).round() / 255 - small).detach()
+    small = pixels
+    for size in ((height, tile[1]), tile):  # both back ends go by way of an 8-bit picture
+        small = _in_bytes(interpolate(small, size, mode="bicubic", antialias=True))
     return torch.cat([tiles, small[:, None]], dim=1).flatten(0, 1)
+
+
+def _in_bytes(pixels: Tensor) -> Tensor:
+    """Clamp to [0, 1], which bicubic weights overshoot, and round as if nothing were rounded."""
+    pixels = pixels.clamp(0, 1)
+    return pixels + ((pixels * 255).round() / 255 - pixels).detach()
 
 
 LAYOUTS = {

@@ -130,7 +130,17 @@ def separation(vectors: HarmVectors, harmful: Tensor, harmless: Tensor) -> Separ
     ----------
     harmful, harmless : last states of requests that the vectors were not fitted on,
         (n, blocks, hidden size) and (m, blocks, hidden size)
+
+    Raises
+    ------
+    BadData
+        If there is no request of a kind, or a block in which both kinds have the same mean.
     """
+    if not (len(harmful) and len(harmless)):
+        raise BadData(
+            f"{len(harmful)} harmful and {len(harmless)} harmless requests to tell apart; give "
+            "some of both."
+        )
     areas, distances = [], []
     for layer in range(len(vectors.harmful)):
         axis = vectors.axis(layer)

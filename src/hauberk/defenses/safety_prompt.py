@@ -22,7 +22,7 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -32,6 +32,10 @@ from hauberk.requests import Request, as_rgb
 
 Fit = Literal["shrink", "cover"]
 FRAME = "frame.png"
+_UNREADABLE = (
+    *(KeyError, TypeError, ValueError, OSError),
+    *(SyntaxError, Image.DecompressionBombError),  # Pillow's, of broken or lying files
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Geometry:
                 f"margins: {self.margins} leave no room for an image on a canvas of {self.height} "
                 f"x {self.width} pixels; give less, or a larger canvas."
             )
+        if len(self.ground) != 3 or not all(value in range(256) for value in self.ground):
+            raise ValueError(f"ground: {self.ground} is no colour; give three values of 0..255.")
 
     @property
     def inside(self) -> tuple[slice, slice]:
@@ -107,7 +113,7 @@ class Geometry:
         size = columns.stop - columns.start, rows.stop - rows.start
         image = as_rgb(image)
         if image.size != size:
-            image = ImageOps.pad(image, size, Image.Resampling.BICUBIC, color=self.ground)
+            image = _padded(image, size, self.ground)
         canvas = torch.zeros(3, self.height, self.width, dtype=torch.uint8)
         canvas[:, rows, columns] = torch.from_numpy(np.array(image)).permute(2, 0, 1)
         return canvas.masked_fill(self.rim, 0)
@@ -266,7 +272,7 @@ class SafetyPrompt:
             geometry = Geometry(**told["geometry"])
             frame = _pixels(home / FRAME) if told["framed"] else None
             return cls(frame, geometry, told["prefix"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except _UNREADABLE as error:
             raise TamperedBundle(
                 f"{home}: it holds no frame of {cls.method} ({error!r}); download it again."
             ) from None
@@ -285,6 +291,19 @@ class SafetyPrompt:
         prompt = cls.read(home, card)
         prompt._bound = Bound(card, model, processor)
         return prompt
+
+
+def _padded(image: Image.Image, size: tuple[int, int], ground: tuple[int, int, int]) -> Image.Image:
+    """Fit the whole image into the middle of a ground.
+
+    As ImageOps.pad does, which loses a line of an aspect that leaves it less than half a pixel.
+    """
+    scale = min(size[0] / image.width, size[1] / image.height)
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    whole = Image.new("RGB", size, ground)
+    place = round((size[0] - width) / 2), round((size[1] - height) / 2)
+    whole.paste(image.resize((width, height), Image.Resampling.BICUBIC), place)
+    return whole
 
 
 def _pixels(path: Path) -> Tensor:

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.analysis.harmfulness import HarmAxis
@@ -245,48 +246,62 @@ class FrameLoss:
         self, canvas: Tensor, rows: Sequence[Prepared]
     ) -> tuple[Tensor, None, Tensor | None]:
         """Score rows whose answers do not count, no further than the scored block."""
-        text = self._text(rows)
+        text, _ = self._text(rows, answered=False)
         block = self.anatomy.blocks[self.goal.axis.layer]
         body: Callable[..., Any] = self.model.base_model
         with self._computing(), self._seeing() as seen:
             states = run_to(block, lambda: body(**text, **self._fed(canvas), use_cache=False))
-        return self.goal.axis.score(states[:, -1]), None, self._distance(seen, rows)
+        return self.goal.axis.score(_last(states, rows)), None, self._distance(seen, rows)
 
     def _answered(
         self, canvas: Tensor, rows: Sequence[Prepared]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Score rows and measure the loss of their answers, in one pass."""
-        labels = _padded([row.answer for row in rows], IGNORED, left=False)
-        text, last = self._text(rows, labels), labels.shape[1] + 1
+        text, labels = self._text(rows, answered=True)
+        predicting = (labels != IGNORED).any(0).nonzero().flatten() - 1
         layer = self.goal.axis.layer
         blocks = self.anatomy.blocks[layer : layer + 1]
-        with self._computing(), self._seeing() as seen, recording(blocks, _at(-last)) as states:
+
+        def last(states: Tensor) -> Tensor:
+            return _last(states, rows)
+
+        with self._computing(), self._seeing() as seen, recording(blocks, last) as states:
             logits = self.model(
-                **text, **self._fed(canvas), use_cache=False, logits_to_keep=last
-            ).logits[:, :-1]
+                **text, **self._fed(canvas), use_cache=False, logits_to_keep=predicting
+            ).logits
+        labels = labels[:, predicting + 1]
         losses = cross_entropy(
             logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         )
         mean = losses.sum(1) / (labels != IGNORED).sum(1)
         return self.goal.axis.score(states[0][0]), mean, self._distance(seen, rows)
 
-    def _text(self, rows: Sequence[Prepared], labels: Tensor | None = None) -> dict[str, Tensor]:
-        """Lay out prompts, padded on the left, and answers, padded on the right."""
-        fill = {"input_ids": self._pad}
-        text = {
-            name: _padded([row.prompt[name] for row in rows], fill.get(name, 0), left=True)
-            for name in rows[0].prompt
-        }
-        if labels is None:
-            return text
-        there = labels != IGNORED
-        columns = {"input_ids": labels.where(there, self._pad), "attention_mask": there}
-        return {
-            name: torch.cat(
-                [values, columns.get(name, torch.zeros_like(labels)).to(values.dtype)], dim=1
-            )
-            for name, values in text.items()
-        }
+    def _text(
+        self, rows: Sequence[Prepared], *, answered: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Lay out prompts, with answers or without, and the labels at the places of answers.
+
+        Padded on the right, where nothing that counts looks, and without a mask: kernels that are
+        told that attention is causal skip half of it, those that are given a mask do not.
+        """
+        answers = [row.answer if answered else row.answer[:0] for row in rows]
+        text = {}
+        for name in rows[0].prompt.keys() - {"attention_mask"}:
+            ids = name == "input_ids"  # of what else there is, an answer is plain text, 0
+            lines = [
+                torch.cat([row.prompt[name], answer if ids else torch.zeros_like(answer)])
+                for row, answer in zip(rows, answers, strict=True)
+            ]
+            text[name] = pad_sequence(lines, batch_first=True, padding_value=self._pad * ids)
+        labels = pad_sequence(
+            [
+                torch.cat([torch.full_like(row.prompt["input_ids"], IGNORED), answer])
+                for row, answer in zip(rows, answers, strict=True)
+            ],
+            batch_first=True,
+            padding_value=IGNORED,
+        )
+        return text, labels
 
     def _fed(self, canvas: Tensor) -> dict[str, Tensor]:
         fed = pixel_input(self.processor, canvas)
@@ -336,8 +351,10 @@ _TOGETHER = 64
 """Cases that the processor is given at once."""
 
 
-def _at(column: int) -> Callable[[Tensor], Tensor]:
-    return lambda states: states[:, column]
+def _last(states: Tensor, rows: Sequence[Prepared]) -> Tensor:
+    """Those of the last position of every prompt."""
+    places = [len(row.prompt["input_ids"]) - 1 for row in rows]
+    return states[torch.arange(len(rows)), places]
 
 
 def _features(output: Any) -> Tensor:
@@ -348,9 +365,3 @@ def _features(output: Any) -> Tensor:
 def _mean_patch(features: Tensor, pictures: int) -> Tensor:
     """Average (..., width) over the patches of each of some pictures of one size."""
     return features.float().reshape(pictures, -1, features.shape[-1]).mean(1)
-
-
-def _padded(rows: Sequence[Tensor], value: int, *, left: bool) -> Tensor:
-    longest = max(map(len, rows))
-    sides = [(longest - len(row), 0) if left else (0, longest - len(row)) for row in rows]
-    return torch.stack([pad(row, side, value=value) for row, side in zip(rows, sides, strict=True)])

@@ -243,18 +243,27 @@ class _Deck:
         }
         self.seed = f"{seed}/{course}"
         self._order = lru_cache(maxsize=4)(self._shuffled)
+        self._toss = lru_cache(maxsize=None)(self._tossed)
 
     def deal(self, step: int, setting: FrameSetting) -> tuple[list[Prepared], list[bool]]:
         """The requests of a step, counted from 1, and of which the answer counts."""
-        toss = random.Random(f"{self.seed}/{step}")
-        first, counts = toss.random() < 0.5, toss.random() < setting.harmful_answered
-        kinds = (True, False) if setting.batches == "both" else (first,)
-        rows = [
-            self._drawn(kind, (step - 1) * setting.batch + place)
-            for kind in kinds
-            for place in range(setting.batch)
-        ]
+        kinds, counts = self._of_step(step, setting)
+        rows = []
+        for kind in kinds:
+            before = sum(kind in self._of_step(earlier, setting)[0] for earlier in range(1, step))
+            first = before * setting.batch
+            rows += [self._drawn(kind, first + place) for place in range(setting.batch)]
         return rows, [counts or not row.harmful for row in rows]
+
+    def _of_step(self, step: int, setting: FrameSetting) -> tuple[tuple[bool, ...], bool]:
+        """The kinds of a step, and whether the answers to harmful requests count."""
+        kind, share = self._toss(step)
+        kinds = (True, False) if setting.batches == "both" else (kind,)
+        return kinds, share < setting.harmful_answered
+
+    def _tossed(self, step: int) -> tuple[bool, float]:
+        toss = random.Random(f"{self.seed}/{step}")
+        return toss.random() < 0.5, toss.random()
 
     def _drawn(self, kind: bool, place: int) -> Prepared:
         round_, index = divmod(place, len(self.kinds[kind]))
@@ -278,7 +287,8 @@ def _key(courses: Sequence[Course], start: Tensor, setting: FrameSetting) -> str
         goal = course.loss.goal
         found.update(goal.axis.weights.numpy().tobytes())
         told = (goal.axis.layer, goal.axis.offset, goal.high, goal.low, goal.answer_weight,
-                goal.clean_weight, course.loss.geometry)  # fmt: skip
+                goal.clean_weight, course.loss.geometry, course.loss.autocast,
+                [case.harmful for case in course.cases])  # fmt: skip
         found.update(repr(told).encode())
         for case in course.cases:
             for tensor in (case.inside, case.prompt["input_ids"], case.answer):
