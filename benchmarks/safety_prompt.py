@@ -33,7 +33,7 @@ APART = 2e-6
 
 def ratios() -> Iterator[Ratio]:
     """Measure time, arithmetic and memory of a step on harmless requests, and on harmful ones."""
-    for harmful, at_least, at_most in ((False, 3.5, 0.2), (True, 1.2, 0.8)):
+    for harmful, at_least, at_most in ((False, 5.0, 0.2), (True, 1.2, 0.8)):
         kind = "harmful" if harmful else "harmless"
         what, shape = f"a step of DAVSP, {kind}", f"{REQUESTS} requests, 576 image tokens"
         theirs, ours, floor = steps(harmful)
