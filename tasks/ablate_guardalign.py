@@ -36,11 +36,13 @@ def run(params: Params, model_name: str) -> Path:
     from hauberk.bundle import binding_of, versions
     from hauberk.data.samples import read_suite
     from hauberk.defenses import load
+    from hauberk.defenses.patch_transport import Remembering
 
     told = params.guardalign
     model, processor = load_model(params, model_name)
     bundle = bundle_folder(model_name, GUARDALIGN)
     guard = load(bundle, model, processor)
+    guard = guard.with_transport(Remembering.of(guard.transport))  # all parts see the same pictures
     bank = read_json(clip_folder(told.clip, "bundle") / "card.json")["parameters"]
     files = [suite_file(model_name, "test", suite) for suite in told.parts_on]
     samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
