@@ -142,7 +142,12 @@ def _prompted(model: str, found: Row) -> Prompted:
         plot_shifted(found),
     )
     skipped = f" In {spared} of {len(history)} steps nothing was left to gain." if spared else ""
-    said = f"The frame of step {found['step']} of {last} was kept.{skipped}"
+    kept = (
+        f"The frame of step {found['step']} of {last} was kept."
+        if found["step"]
+        else f"No frame of {last} steps was better than the untrained one, which was kept."
+    )
+    said = kept + skipped
     return Prompted(
         said,
         b64decode(found["frame"]),
