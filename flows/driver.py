@@ -57,6 +57,7 @@ class Driver:
     jobs: int
     listen: Listener
     _warm: subprocess.Popen[bytes] | None = None
+    _warmed: bool = False
     _running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _stopping: bool = False
@@ -140,12 +141,21 @@ class Driver:
         return process.returncode
 
     def _warm_up(self) -> None:
-        """Start the process that stages fork from, unless there is one."""
+        """Start the process that stages fork from, unless it was started."""
         with self._guard:
-            if self._warm is not None or self._stopping:
+            if self._warmed or self._stopping:
                 return
-            server = f"from tasks.warm import serve; serve({str(self._socket)!r})"
-            command = [sys.executable, "-IS", str(Path(leash.__file__)), str(os.getpid())]
+            self._warmed = True
+        # In a thread that lives as long: the kernel ends a process on a leash with the thread that
+        # started it, and those that run stages come and go.
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        server = f"from tasks.warm import serve; serve({str(self._socket)!r})"
+        command = [sys.executable, "-IS", str(Path(leash.__file__)), str(os.getpid())]
+        with self._guard:
+            if self._stopping:
+                return
             self._warm = subprocess.Popen(
                 [*command, sys.executable, "-c", server],
                 cwd=self.graph.root,
@@ -155,6 +165,7 @@ class Driver:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        self._warm.wait()
 
     @property
     def _socket(self) -> Path:

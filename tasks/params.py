@@ -257,7 +257,7 @@ class FrameParams:
     margins: (
         Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=4, max_length=4)] | None
     ) = None
-    """Above, right, below, left; null for one patch of the vision tower on each side."""
+    """Above, right, below, left; null for as much as becomes one token on each side."""
     fit: Literal["shrink", "cover"] = "shrink"
 
 
@@ -687,6 +687,17 @@ def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
     told = params.davsp
     yield from _unknown("davsp.frames", list(told.frames), params.models)
     yield from _bad_calibration("davsp.validate_on", told.validate_on)
+    if attacked := [suite for suite in told.validate_on if suite in ATTACKED]:
+        yield f"davsp.validate_on: {attacked} are made against a model; name drawn suites"
+    if "cmrm" not in params.defenses:
+        yield "davsp: it is measured together with defenses.cmrm, which is not there; put it back"
+    joint = told.joint.canvas is not None and told.joint.margins is not None
+    for name, profile in params.profiles.items():
+        if profile.frame.joint_steps and not joint:
+            yield (
+                f"profiles.{name}.frame.joint_steps: davsp.joint does not say where a frame of "
+                "several models is; give its canvas and margins"
+            )
     yield from _unknown("davsp.parts_on", told.parts_on, params.suites)
     yield from _repeated("davsp.parts_on", told.parts_on)
     yield from _repeated("davsp.attacked_at", told.attacked_at)
@@ -708,13 +719,16 @@ def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
                 yield f"{key}: {name!r} has no pictures, around which a frame could be"
     if told.harm.layer is not None:
         yield from _bad_layers("davsp.harm", [told.harm.layer], params.models, root)
-    for name, frame in told.frames.items():
+    for key, frame in (
+        *((f"frames.{name}", frame) for name, frame in told.frames.items()),
+        ("joint", told.joint),
+    ):
         if frame.canvas is None or frame.margins is None:
             continue
         (height, width), (top, right, bottom, left) = frame.canvas, frame.margins
         if top + bottom >= height or left + right >= width or not any(frame.margins):
             yield (
-                f"davsp.frames.{name}.margins: {frame.margins} leave no frame or no room for an "
+                f"davsp.{key}.margins: {frame.margins} leave no frame or no room for an "
                 f"image on a canvas of {height} x {width}"
             )
 

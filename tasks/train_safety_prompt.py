@@ -3,7 +3,8 @@
 in   artifacts/data/train/*, artifacts/data/calibration/*, artifacts/MODEL/davsp/harm, the model
 out  artifacts/MODEL/davsp/bundle/   frame.png, training.json (losses by step, what validation
      said, scores of requests before and after), card.json
-     artifacts/frames/MODEL/         the same bundle, where what tries it on other models finds it
+     artifacts/frames/MODEL/         the same bundle, and the vector, where what tries frames on
+     other models, or trains one on several, finds them
 
 What is to be answered is what the model itself says: to a harmless request without a frame, to a
 harmful one without its picture, or else as it refuses most others.  A run that was killed goes on
@@ -14,7 +15,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,17 @@ def run(params: Params, model_name: str) -> Path:
     """Train the frame, keep the best of those that were validated, write the bundle."""
     from tqdm import tqdm
 
-    from hauberk.bundle import binding_of, file_hash
+    from hauberk.bundle import binding_of, file_hash, replacing
     from hauberk.defenses.safety_prompt import SafetyPrompt
 
     told = params.davsp
-    student = student_of(params, model_name, told.frame_of(model_name))
+    student = student_of(
+        params,
+        model_name,
+        told.frame_of(model_name),
+        harm_folder(model_name),
+        f"frames.{model_name}",
+    )
     scratch = SCRATCH / f"train_safety_prompt@{model_name}"
     steps = params.budget.frame.steps
     with tqdm(total=steps, desc=f"{model_name}: steps of a frame") as bar:
@@ -61,7 +68,12 @@ def run(params: Params, model_name: str) -> Path:
         "step": result.step,
         "validated": [{"step": step, "merit": merit} for step, merit in result.validated.items()],
         "history": result.history,
-        "goal": {"layer": axis.layer, "high": student.loss.goal.high, "low": student.loss.goal.low},
+        "goal": {
+            "layer": axis.layer,
+            "score": told.harm.score,
+            "high": student.loss.goal.high,
+            "low": student.loss.goal.low,
+        },
         "scores": _scores(student.loss, student.cases, start, result.frame),
     }
     folder = prompt.save(
@@ -69,10 +81,13 @@ def run(params: Params, model_name: str) -> Path:
         binding_of(student.loss.model, student.loss.processor),
         data=[{"id": name, "sha256": file_hash(file)} for name, file in student.files.items()],
         measurements={"calibration_merit": result.validated[result.step]},
-        extra_files={"training.json": json.dumps(document, indent=1, sort_keys=True) + "\n"},
+        extra_files={
+            "training.json": json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+        },
     )
-    shutil.rmtree(FRAMES / model_name, ignore_errors=True)
-    shutil.copytree(folder, FRAMES / model_name)
+    with replacing(FRAMES / model_name) as partial:
+        shutil.copytree(folder, partial / "bundle")
+        shutil.copytree(harm_folder(model_name), partial / "harm")
     shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
@@ -91,8 +106,19 @@ class Student:
     files: dict[str, Path]
 
 
-def student_of(params: Params, model_name: str, frame: FrameParams) -> Student:
-    """Load a model with all that a frame at this place is trained and validated on."""
+def student_of(
+    params: Params,
+    model_name: str,
+    frame: FrameParams,
+    harm: Path,
+    key: str,
+    ground: tuple[int, int, int] | None = None,
+) -> Student:
+    """Load a model with all that a frame at this place is trained and validated on.
+
+    ``key`` names the place in ``davsp`` of params.yaml; ``ground`` fills up pictures of another
+    aspect, None for the colour that the model's processor maps to zero.
+    """
     from hauberk.data.samples import read_suite
     from hauberk.defenses.safety_prompt_step import FrameLoss, Goal
 
@@ -109,8 +135,8 @@ def student_of(params: Params, model_name: str, frame: FrameParams) -> Student:
     read = {name: read_suite(file) for name, file in files.items()}
     trained = [s for suite in (*told.harmful, *told.harmless) for s in read[f"train/{suite}"]]
     validated = [s for suite in told.validate_on for s in read[f"calibration/{suite}"]]
-    geometry = _geometry(frame, model_name, model, processor, trained[0].image)
-    axis, high, low = _harm(model_name)
+    geometry = _geometry(frame, key, model, processor, trained[0].image, ground)
+    axis, high, low = _harm(harm)
     goal = Goal(axis, high, low, told.training.answer_weight, told.training.clean_weight)
     loss = FrameLoss(model, processor, geometry, goal, prefix=told.prefix)
     cases = _cases(params, model, processor, trained)
@@ -160,38 +186,70 @@ def train_on(
     start = _start(students[0].loss.geometry, students[0].pictures)
     courses = [Course(student.loss, student.cases) for student in students]
     trained = train_frame(
-        courses, start, setting, validate, checkpoint=checkpoint, progress=progress
+        courses,
+        start,
+        setting,
+        validate,
+        checkpoint=checkpoint,
+        also=_depends_on(params, students),
+        progress=progress,
     )
     return start, trained
 
 
-def _geometry(told: FrameParams, name: str, model: Any, processor: Any, picture: Any) -> Any:
-    """Where the frame of a model is: as params.yaml says, or a patch wide around what is fed."""
+def _depends_on(params: Params, students: Sequence[Student]) -> str:
+    """Tell weights, data and settings that a training depends on besides its tensors."""
+    from hauberk.bundle import binding_of, file_hash, versions
+
+    bindings = [asdict(binding_of(one.loss.model, one.loss.processor)) for one in students]
+    data = [{name: file_hash(file) for name, file in one.files.items()} for one in students]
+    return repr((bindings, data, asdict(params.evaluate), params.davsp, versions()))
+
+
+def _geometry(
+    told: FrameParams,
+    key: str,
+    model: Any,
+    processor: Any,
+    picture: Any,
+    ground: tuple[int, int, int] | None,
+) -> Any:
+    """Where the frame of a model is: as params.yaml says, or a token wide around what is fed."""
+    import torch
+
     from hauberk.anatomy import anatomy_of
     from hauberk.defenses.safety_prompt import Geometry
     from hauberk.errors import BadParams
-    from hauberk.pixels import as_fed
+    from hauberk.pixels import as_fed, pixel_input
     from hauberk.requests import mean_color
 
     width, height = as_fed(processor, picture).size
     if told.canvas is not None:
         height, width = told.canvas
-    config: Any = anatomy_of(model).vision_tower.config
-    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-    margins = told.margins or [patch] * 4
+    margins = told.margins or [_token(anatomy_of(model).vision_tower.config, model, processor)] * 4
     try:
-        return Geometry(height, width, tuple(margins), told.fit, mean_color(processor))
+        geometry = Geometry(
+            height, width, tuple(margins), told.fit, ground or mean_color(processor)
+        )
+        pixel_input(processor, torch.zeros(1, 3, height, width))
     except ValueError as error:
-        raise BadParams(f"davsp.frames.{name}: {error}") from None
+        raise BadParams(f"davsp.{key}: {error}") from None
+    return geometry
 
 
-def _harm(name: str) -> tuple[Any, float, float]:
+def _token(tower: Any, model: Any, processor: Any) -> int:
+    """Pixels along a side of what becomes one token: a patch, or some that are merged."""
+    patch = tower.patch_size if isinstance(tower.patch_size, int) else tower.patch_size[0]
+    merged = getattr(processor.image_processor, "merge_size", None)
+    return int(patch * (merged or round(1 / getattr(model.config, "downsample_ratio", 1))))
+
+
+def _harm(folder: Path) -> tuple[Any, float, float]:
     """How states of a model are scored, and what harmful and harmless requests are to score."""
     from safetensors.torch import load_file
 
     from hauberk.analysis.harmfulness import HarmVectors
 
-    folder = harm_folder(name)
     found = read_json(folder / "harm.json")
     vectors = HarmVectors(**load_file(folder / "vectors.safetensors"))
     return vectors.axis(found["layer"], found["score"]), found["high"], found["low"]
@@ -233,6 +291,11 @@ def _cases(params: Params, model: Any, processor: Any, samples: Sequence[Any]) -
         if harmful or (how != "refused" and answer.text):
             said = answer.text if not harmful or how == "refused" else usual
             cases.append(Case(sample.request, harmful, said))
+    if all(case.harmful for case in cases):
+        raise BadData(
+            "the model answers none of the harmless requests of davsp.harmless, so that there is "
+            "no answer to keep; name other suites."
+        )
     return cases
 
 

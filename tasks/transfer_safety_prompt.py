@@ -1,7 +1,8 @@
 """Stage transfer_safety_prompt: the frame of every model, tried on every other one.
 
-in   artifacts/frames/*, artifacts/data/*, artifacts/MODEL/davsp/harm, the models
-out  artifacts/transfer/   responses.jsonl, metrics.json, card.json
+in   artifacts/frames/*, artifacts/data/*, the models
+out  artifacts/transfer/   responses.jsonl, metrics.json, card.json; for every frame of several
+     models NAME/frame.png and NAME/training.json
 
 A frame is only pixels, so it can be put before a model that it was not made for, as it would be
 before one behind an API; how far that helps is for the numbers to say.  The rows are named
@@ -19,7 +20,17 @@ from typing import Any
 
 from tasks.params import TRANSFERRED, Params
 from tasks.parts import Parts, measure_parts
-from tasks.stage import FRAMES, SCRATCH, TRANSFER, load_model, main, read_json, suite_file, writing
+from tasks.stage import (
+    FRAMES,
+    SCRATCH,
+    TRANSFER,
+    load_model,
+    main,
+    read_json,
+    suite_file,
+    write_json,
+    writing,
+)
 from tasks.train_safety_prompt import student_of, train_on
 
 
@@ -30,10 +41,10 @@ def run(params: Params) -> Path:
     from hauberk.data.samples import read_suite
     from hauberk.defenses.safety_prompt import SafetyPrompt
 
-    cards = {name: read_card(FRAMES / name) for name in params.models}
+    cards = {name: read_card(FRAMES / name / "bundle") for name in params.models}
     frames = {name: SafetyPrompt.read(*found) for name, found in cards.items()}
-    if steps := params.budget.frame.joint_steps:
-        frames |= _joint(params, steps)
+    joint = _joint(params) if params.budget.frame.joint_steps else {}
+    frames |= {name: prompt for name, (prompt, _) in joint.items()}
     tried: dict[str, Parts] = {}
     bindings = {}
     drawn = [suite for suite in params.davsp.parts_on if suite not in ATTACKED]
@@ -50,26 +61,38 @@ def run(params: Params) -> Path:
     )
     card = {
         "bindings": bindings,
-        "frames": {name: read_json(FRAMES / name / "card.json")["card_sha256"] for name in cards},
+        "frames": {
+            name: read_json(FRAMES / name / "bundle" / "card.json")["card_sha256"] for name in cards
+        },
         "generation": asdict(params.evaluate),
         "versions": versions(),
         "tried": {target: found.card for target, found in tried.items()},
     }
     with writing(TRANSFER, card) as partial:
         together.write(partial)
+        for name, (prompt, trained) in joint.items():
+            (partial / name).mkdir()
+            prompt.picture().save(partial / name / "frame.png")
+            write_json(trained, partial / name / "training.json")
     return TRANSFER
 
 
-def _joint(params: Params, steps: int) -> dict[str, Any]:
-    """Train a frame on all models but one, for each of them."""
+def _joint(params: Params) -> dict[str, Any]:
+    """Train a frame on all models but one, for each of them: name -> frame, and its training."""
     from tqdm import tqdm
 
     from hauberk.defenses.safety_prompt import SafetyPrompt
 
     if len(params.models) < 3:  # on all but one of two is no joint training
         return {}
-    found = {}
-    students = {name: student_of(params, name, params.davsp.joint) for name in params.models}
+    found: dict[str, Any] = {}
+    told, steps = params.davsp, params.budget.frame.joint_steps
+    students: dict[str, Any] = {}
+    ground = None
+    for name in params.models:
+        student = student_of(params, name, told.joint, FRAMES / name / "harm", "joint", ground)
+        students[name] = student
+        ground = student.loss.geometry.ground  # a frame has one, whatever processors there are
     for left_out in params.models:
         names = [name for name in params.models if name != left_out]
         together = "+".join(names)
@@ -83,7 +106,9 @@ def _joint(params: Params, steps: int) -> dict[str, Any]:
                 bar.update,
             )
         geometry = students[names[0]].loss.geometry
-        found[together] = SafetyPrompt(trained.frame, geometry, params.davsp.prefix)
+        merits = [{"step": step, "merit": merit} for step, merit in trained.validated.items()]
+        history = {"step": trained.step, "validated": merits, "history": trained.history}
+        found[together] = SafetyPrompt(trained.frame, geometry, told.prefix), history
     shutil.rmtree(SCRATCH / "transfer_safety_prompt", ignore_errors=True)
     return found
 

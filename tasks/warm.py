@@ -4,8 +4,10 @@ Importing torch and transformers takes a stage longer than its work, in a small 
 runs many stages starts one process (:func:`serve`) that imports what they share, and names its
 socket in the environment; a stage that finds it hands over its arguments, folder, environment and
 streams, and waits.  Of our own code the process has nothing, so that a stage runs the code as it
-is.  A stage that is ended ends its fork, a fork that is killed kills its stage, and where nobody
-answers a stage works by itself: all that changes is the time.
+is, but for this module.  A stage that is ended ends its fork, a fork that is killed kills its
+stage, and where nobody takes a stage over it works by itself.  What a process is given before it
+begins, such as its limits, and variables that a library reads when it is imported, are those of the
+one process.
 """
 
 import importlib
@@ -31,7 +33,11 @@ LIBRARIES = (
     "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 """What most stages import.  Best effort: one that is missing is a stage's own affair."""
+PATIENCE = 30.0
+"""Seconds that a stage waits to be taken over before it works by itself."""
 _SIZE, _STATUS = struct.Struct("!I"), struct.Struct("!B")
+_TAKEN = b"t"
+"""What a fork says once it has all that it needs to be the stage."""
 
 
 def forked(module: str) -> int | None:
@@ -52,14 +58,22 @@ def forked(module: str) -> int | None:
     asked = {"module": module, "argv": sys.argv, "folder": str(Path.cwd())}
     message = json.dumps({**asked, "environ": dict(os.environ)}).encode()
     with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(PATIENCE)
         try:
             line.connect(path)
-        except OSError:  # not ready yet, or gone
+            socket.send_fds(line, [_SIZE.pack(len(message))], [0, 1, 2])
+            line.sendall(message)
+            taken = line.recv(len(_TAKEN))
+        except OSError:  # not ready yet, or gone, or too busy
             return None
-        socket.send_fds(line, [_SIZE.pack(len(message))], [0, 1, 2])
-        line.sendall(message)
-        answer = line.recv(_STATUS.size)
-    if not answer:  # killed, as this process would have been
+        if not taken:
+            return None
+        line.settimeout(None)
+        try:
+            answer = line.recv(_STATUS.size)
+        except OSError:
+            answer = b""
+    if not answer:  # the fork was killed, as this process would have been
         os.kill(os.getpid(), signal.SIGKILL)
     return int(_STATUS.unpack(answer)[0])
 
@@ -74,11 +88,12 @@ def serve(path: str) -> None:
         listening.bind(path)
         listening.listen()
         while True:
-            line, _ = listening.accept()
-            with line:
-                if os.fork() == 0:
-                    listening.close()
-                    _become(line)
+            with suppress(OSError):  # of one stage, which then works by itself
+                line, _ = listening.accept()
+                with line:
+                    if os.fork() == 0:
+                        listening.close()
+                        _become(line)
 
 
 def _become(line: socket.socket) -> None:
@@ -86,6 +101,7 @@ def _become(line: socket.socket) -> None:
     status = 1
     try:
         asked = _received(line)
+        line.sendall(_TAKEN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         threading.Thread(target=_end_with, args=(line,), daemon=True).start()
         os.chdir(asked["folder"])

@@ -101,7 +101,7 @@ def test_the_separation_finds_the_block_in_which_states_differ(block):
     vectors = vectors_of(*(states.clone() for states in planted(block, 4.0)))
     held_out = states_of(50, seed=5), states_of(60, seed=6)
     held_out[0][:, block] += 4.0 * torch.ones(WIDTH) / WIDTH**0.5
-    found = separation(vectors, *held_out)
+    found = separation(vectors, tuple(held_out))
     assert found.layer == block
     assert len(found.auroc) == len(found.distance) == BLOCKS
     assert found.auroc[block] > 0.97
@@ -117,14 +117,14 @@ def test_of_blocks_that_are_perfect_the_one_of_the_largest_distance_is_taken():
     harmful, harmless = states_of(40, seed=3), states_of(30, seed=4)
     for block, shift in ((1, 12.0), (3, 24.0), (4, 12.0)):
         harmful[:, block] += shift * torch.ones(WIDTH) / WIDTH**0.5
-    found = separation(vectors_of(harmful, harmless), harmful, harmless)
+    found = separation(vectors_of(harmful, harmless), (harmful, harmless))
     assert [found.auroc[block] for block in (1, 3, 4)] == [1, 1, 1]
     assert found.layer == 3
 
 
 def test_a_direction_that_points_the_wrong_way_on_held_out_requests_is_seen():
     harmful, harmless = planted(2, 6.0)
-    found = separation(vectors_of(harmful, harmless), harmless, harmful)
+    found = separation(vectors_of(harmful, harmless), (harmless, harmful))
     assert found.auroc[2] < 0.05
     assert found.distance[2] < -2
     assert found.layer != 2
@@ -134,14 +134,24 @@ def test_nothing_is_told_apart_without_requests_of_both_kinds_or_a_direction(vec
     some, none = states_of(3), states_of(0)
     for kinds in ((some, none), (none, some)):
         with pytest.raises(BadData, match=r"harmful and \d harmless requests to tell apart; give"):
-            separation(vectors, *kinds)
+            separation(vectors, tuple(kinds))
     with pytest.raises(BadData, match="same mean state in layer=0"):
-        separation(HarmVectors(vectors.harmful, vectors.harmful), some, some)
+        separation(HarmVectors(vectors.harmful, vectors.harmful), (some, some))
 
 
 def test_states_that_do_not_spread_are_told_apart_without_a_division_by_zero():
     harmful, harmless = torch.ones(3, BLOCKS, WIDTH), torch.zeros(4, BLOCKS, WIDTH)
-    found = separation(vectors_of(harmful, harmless), harmful, harmless)
+    found = separation(vectors_of(harmful, harmless), (harmful, harmless))
     assert found.auroc == (1,) * BLOCKS
     assert min(found.distance) > 1e6
     assert isinstance(vectors_of(harmful, harmless).axis(found.layer), HarmAxis)
+
+
+def test_groups_are_told_apart_within_their_pair_and_never_across_pairs():
+    pair = planted(2, 4.0)
+    moved = tuple(states + 50 for states in planted(3, 2.0))
+    vectors = vectors_of(*pair)
+    one, other, both = (separation(vectors, *told) for told in ([pair], [moved], [pair, moved]))
+    for name in ("auroc", "distance"):
+        mean = torch.tensor([getattr(one, name), getattr(other, name)]).double().mean(0)
+        assert list(getattr(both, name)) == pytest.approx(mean.tolist())

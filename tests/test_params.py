@@ -159,6 +159,13 @@ WRONG = [
     (("davsp", "harmful"), ["adversarial"], "davsp.harmful: 'adversarial' is not one of text"),
     (("davsp", "harm", "harmless"), ["x"], "davsp.harm.harmless: 'x' is not one of text"),
     (("davsp", "validate_on"), ["image"], r"validate_on: \['image'\] hold no benign suite"),
+    (
+        ("davsp", "validate_on"),
+        ["adversarial", "lookalike"],
+        "'adversarial'. are made against",
+    ),
+    (("davsp", "joint"), {}, "full.frame.joint_steps: davsp.joint does not say where a frame"),
+    (("davsp", "joint", "margins"), [96, 0, 0, 0], "davsp.joint.margins: .* leave no frame or no"),
     (("davsp", "parts_on"), ["image", "image"], "davsp.parts_on: 'image' stands there more than"),
     (("defenses", "prefix_only"), CMRM, "defenses.prefix_only: .* made by stages of its own"),
     (("defenses", "adversarial"), CMRM, "defenses.adversarial: .* holds attacked pictures"),

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from hauberk.bundle import CARD, _canonical, binding_of, check_binding, file_hash, read_card
+from hauberk.bundle import CARD, Card, _canonical, binding_of, check_binding, file_hash, read_card
 from hauberk.defenses.safety_prompt import FRAME, Geometry, SafetyPrompt
 from hauberk.errors import BadRequest, TamperedBundle, WrongModel
 from hauberk.requests import Request, encode, respond
@@ -61,11 +61,13 @@ def prompt():
         ({"margins": (48, 0, 48, 0)}, "leave no room for an image on a canvas of 96 x 96 pixels"),
         ({"margins": (0, 90, 0, 20)}, "leave no room for an image on a canvas of 96 x 96 pixels"),
         ({"height": 20}, "leave no room for an image on a canvas of 20 x 96 pixels"),
-        ({"margins": (12, 12)}, "unpack"),
+        ({"margins": (12, 12)}, r"\(96, 96, 12, 12\) are no height, width and four margins"),
+        ({"height": 96.0}, "are no height, width and four margins in whole pixels"),
         ({"fit": "crop"}, "'crop' is not one of shrink, cover"),
         ({"ground": (256, 0, 0)}, r"\(256, 0, 0\) is no colour; give three values of 0..255"),
         ({"ground": (-1, 0, 0)}, "is no colour"),
         ({"ground": (0.5, 0, 0)}, "is no colour"),
+        ({"ground": (1.0, 0, 0)}, "is no colour"),
         ({"ground": (1, 2)}, "is no colour"),
     ],
 )
@@ -470,3 +472,20 @@ def test_a_frame_of_a_bundle_is_applied_to_its_own_model_alone(any_tiny, saved):
             pass
     with pytest.raises(WrongModel, match="weights: expected"):
         check_binding(read_card(saved)[1], other, any_tiny.processor)
+
+
+def test_a_frame_that_is_no_png_by_its_content_is_never_opened(tmp_path, tiny, monkeypatch):
+    """Of other formats some, such as EPS, would run a program to be read."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it ran"))
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 96 96\n%%EndComments\nshowpage\n"
+    (tmp_path / "frame.png").write_bytes(eps)
+    geometry = {"height": 96, "width": 96, "margins": [12] * 4}
+    told = {"geometry": geometry, "prefix": "", "framed": True}
+    card = Card("davsp", binding_of(tiny.model, tiny.processor), told)
+    with pytest.raises(TamperedBundle, match="holds no frame"):
+        SafetyPrompt.read(tmp_path, card)
+    wrong = Card("davsp", card.binding, told | {"prefix": 5})
+    with pytest.raises(TamperedBundle, match="prefix 5 is no text"):
+        SafetyPrompt.read(tmp_path, wrong)

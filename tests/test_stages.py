@@ -94,6 +94,7 @@ SMALL = {
         "prefix": "be safe . ",
         "harm": {"harmful": ["text_image"], "harmless": ["text_image_twin"]},
         "frames": {},
+        "joint": {"canvas": [96, 96], "margins": [24, 24, 24, 24]},
         "harmful": ["text_image"],
         "harmless": ["benign_image", "text_image_twin"],
         "validate_on": ["text_image", "benign_image"],
@@ -189,7 +190,7 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
         "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/guardalign/bundle",
         "artifacts/lab-llava/guardalign/parts", "reports", "artifacts/transfer",
         *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts", "attacked")),
-        "artifacts/frames/lab-llava",
+        *(f"artifacts/frames/lab-llava/{of}" for of in ("harm", "bundle")),
         *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip
     for folder in made:
@@ -432,7 +433,7 @@ def test_a_frame_is_trained_on_train_chosen_on_calibration_and_answers_as_in_the
     merits = {row["step"]: row["merit"] for row in told["validated"]}
     assert merits[told["step"]] == max(merits.values())
     assert [row["step"] for row in told["history"]] == [1, 2, 3, 4]
-    assert contents(folder) == contents(done / "artifacts/frames/lab-llava")
+    assert contents(folder) == contents(done / "artifacts/frames/lab-llava/bundle")
     answers = lines(done / "artifacts/lab-llava/davsp/parts/responses.jsonl")
     of = {(row["defense"], row["sample_id"]): row["response"] for row in answers}
     with contextlib.chdir(done):
@@ -502,6 +503,10 @@ def test_a_frame_of_all_models_but_one_is_tried_on_all_of_them(done, tmp_path):
         tried = {row["defense"] for row in answers if row["model"] == model}
         others = {f"davsp@{name}" for name in params["models"] if name != model}
         assert tried == joint | others
+    for name in joint:
+        kept = root / "artifacts/transfer" / name.removeprefix("davsp@")
+        assert Image.open(kept / "frame.png").size == (96, 96)
+        assert len(json.loads((kept / "training.json").read_text())["history"]) == 4
     assert list((root / ".scratch").iterdir()) == []
 
 

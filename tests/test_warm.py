@@ -102,6 +102,40 @@ def test_a_fork_that_is_killed_kills_its_stage_by_the_same_signal(warm, tmp_path
     assert stage.returncode == -signal.SIGKILL
 
 
+def test_a_stage_that_nobody_takes_over_works_by_itself(tmp_path, monkeypatch):
+    """The server dies before it has read what it was asked."""
+    import socket
+    import threading
+
+    path = tmp_path / "socket"
+    monkeypatch.setenv(SOCKET, str(path))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+
+        def hang_up():
+            listening.accept()[0].close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        assert forked("no_such_module") is None
+        thread.join()
+
+
+def test_a_stage_does_not_wait_for_ever_to_be_taken_over(tmp_path, monkeypatch):
+    import socket
+
+    from tasks import warm
+
+    path = tmp_path / "socket"
+    monkeypatch.setenv(SOCKET, str(path))
+    monkeypatch.setattr(warm, "PATIENCE", 0.05)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        assert forked("no_such_module") is None
+
+
 def test_the_flow_names_the_socket_as_the_stages_look_for_it():
     from flows.settings import WARM
 

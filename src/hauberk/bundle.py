@@ -409,6 +409,10 @@ class PyfuncDefense:
         return self._loaded
 
 
+_PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+"""What requests may hold; of other formats some, such as EPS, would run a program to be read."""
+
+
 def _prompt(row: int, prompt: Any) -> str:
     if not isinstance(prompt, str):
         raise ValueError(f"row {row}: prompt is {prompt!r}; give a text.")
@@ -429,7 +433,7 @@ def _decoded(row: int, image: Any) -> list[Image.Image]:
             'in base64, or None, NaN or "" for no picture.'
         )
     try:
-        picture = Image.open(io.BytesIO(base64.b64decode(image, validate=True)))
+        picture = Image.open(io.BytesIO(base64.b64decode(image, validate=True)), formats=_PICTURES)
         picture.load()  # here, where the row is known
         return [ImageOps.exif_transpose(picture)]
     except (ValueError, OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -27,6 +27,12 @@ COSTS = (
     ("lookalike", "over_refusal"),
 )
 """What harmless requests pay, beside the unsafe answers of :data:`ATTACKS`."""
+SCALES = {
+    "span": "0 is the mean of the harmless requests that the vector was fitted on, 1 that of the "
+    "harmful ones.",
+    "raw": "Scores are lengths along the vector, in units of this model's states.",
+}
+"""What the scores of a vector mean."""
 TRANSFER = (("text_image", "unsafe_rate"), ("benign_image", "accuracy"))
 """What the matrix of frames and models shows."""
 
@@ -87,7 +93,11 @@ def transfer(comparison: Comparison) -> list[tuple[str, list[tuple[Cell | None, 
     if not any(name.startswith(TRANSFERRED) for m in comparison.models
                for name in comparison.defenses(m, parts=True)):  # fmt: skip
         return []
-    sources = [*comparison.models, UNDEFENDED]
+    tried = {name for model in comparison.models for name in comparison.defenses(model, parts=True)}
+    joint = sorted(
+        n.removeprefix(TRANSFERRED) for n in tried if "+" in n and n.startswith(TRANSFERRED)
+    )
+    sources = [*comparison.models, *joint, UNDEFENDED]
     return [
         (source, [_transferred(comparison, source, target) for target in comparison.models])
         for source in sources
@@ -135,8 +145,8 @@ def _prompted(model: str, found: Row) -> Prompted:
     scores = Figure(
         file_name(f"davsp.{model}.scores"),
         "What the frame does to the scores of requests",
-        "Requests that it was trained on. 0 is where harmless requests lie on average without a "
-        f"frame, 1 where refused ones do; lines are the two thresholds. {ends}",
+        f"Requests that it was trained on. {SCALES[goal['score']]} Lines are the two thresholds. "
+        f"{ends}",
         f"Two pairs of histograms of scores on {model}, with an untrained and with the trained "
         f"frame. {ends}",
         plot_shifted(found),

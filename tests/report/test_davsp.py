@@ -37,7 +37,7 @@ def training(place):
     return {
         "rule": "the best of those that were validated.", "step": 60, "history": history,
         "validated": [{"step": s, "merit": m} for s, m in ((0, 0.1), (60, 0.9), (120, 0.8))],
-        "goal": {"layer": 4, "high": 1.0, "low": 0.0}, "scores": scores,
+        "goal": {"layer": 4, "score": "span", "high": 1.0, "low": 0.0}, "scores": scores,
         "frame": png, "example": b64encode(picture(place + 9)).decode(),
         "attacked": [row(7 * e + len(d), "", d, "text_image", "unsafe_rate", epsilon=e)
                      for e, d in product((4, 16), (UNDEFENDED, DAVSP))],

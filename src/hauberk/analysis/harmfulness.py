@@ -18,7 +18,7 @@ Visual Safety Prompt", AAAI 2026, arXiv:2506.09353, and the authors' code.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def fit_harm_vectors(
     Raises
     ------
     BadData
-        If there is no request of a kind.
+        If there is no request of a kind, or a state is not finite.
     """
     means = []
     for name, requests in (("harmful", harmful), ("harmless", harmless)):
@@ -116,11 +116,17 @@ def fit_harm_vectors(
         for start in starts:  # sums, not states: of 40 blocks of a 13B they would fill a GB
             states = last_states(model, processor, requests[start : start + batch_size], batch_size)
             total = total + states.double().sum(0)
-        means.append((total / len(requests)).float())
+        mean = (total / len(requests)).float()
+        if not mean.isfinite().all():
+            raise BadData(
+                f"states of {name} requests are not finite; load the model in bfloat16 or float32, "
+                "whose range is wide enough."
+            )
+        means.append(mean)
     return HarmVectors(*means)
 
 
-def separation(vectors: HarmVectors, harmful: Tensor, harmless: Tensor) -> Separation:
+def separation(vectors: HarmVectors, *pairs: tuple[Tensor, Tensor]) -> Separation:
     """Find the block that tells held-out requests apart best.
 
     That is the one of the largest AUROC; of those that are perfect, or alike, the one of the
@@ -128,25 +134,37 @@ def separation(vectors: HarmVectors, harmful: Tensor, harmless: Tensor) -> Separ
 
     Parameters
     ----------
-    harmful, harmless : last states of requests that the vectors were not fitted on,
-        (n, blocks, hidden size) and (m, blocks, hidden size)
+    pairs : last states of harmful and of harmless requests that the vectors were not fitted on,
+        (n, blocks, hidden size) and (m, blocks, hidden size); of several pairs, such as with
+        pictures and without, the mean counts, so that none is compared with another
 
     Raises
     ------
     BadData
         If there is no request of a kind, or a block in which both kinds have the same mean.
     """
-    if not (len(harmful) and len(harmless)):
-        raise BadData(
-            f"{len(harmful)} harmful and {len(harmless)} harmless requests to tell apart; give "
-            "some of both."
-        )
+    for harmful, harmless in pairs:
+        if not (len(harmful) and len(harmless)):
+            raise BadData(
+                f"{len(harmful)} harmful and {len(harmless)} harmless requests to tell apart; give "
+                "some of both."
+            )
     areas, distances = [], []
     for layer in range(len(vectors.harmful)):
         axis = vectors.axis(layer)
-        one, other = (axis.score(states[:, layer]).numpy() for states in (harmful, harmless))
-        areas.append(float(mannwhitneyu(one, other).statistic / (len(one) * len(other))))
-        spread = np.sqrt((one.var() + other.var()) / 2)
-        distances.append(float((one.mean() - other.mean()) / max(spread, 1e-12)))
+        found = [
+            _apart(*(axis.score(states[:, layer]).numpy() for states in pair)) for pair in pairs
+        ]
+        area, distance = np.mean(found, axis=0)
+        areas.append(float(area))
+        distances.append(float(distance))
     best = max(range(len(areas)), key=lambda layer: (round(areas[layer], 3), distances[layer]))
     return Separation(tuple(areas), tuple(distances), best)
+
+
+def _apart(harmful: Any, harmless: Any) -> tuple[float, float]:
+    """Measure how far two groups of scores lie apart: AUROC, and Cohen's d."""
+    pairs = len(harmful) * len(harmless)
+    spread = np.sqrt((harmful.var() + harmless.var()) / 2)
+    area = mannwhitneyu(harmful, harmless).statistic / pairs
+    return float(area), float((harmful.mean() - harmless.mean()) / max(spread, 1e-12))

@@ -65,6 +65,9 @@ class Geometry:
         object.__setattr__(self, "ground", tuple(self.ground))
         if self.fit not in get_args(Fit):
             raise ValueError(f"fit: {self.fit!r} is not one of {', '.join(get_args(Fit))}.")
+        sizes = (self.height, self.width, *self.margins)
+        if len(sizes) != 6 or not all(type(size) is int for size in sizes):
+            raise ValueError(f"{sizes} are no height, width and four margins in whole pixels.")
         top, right, bottom, left = self.margins
         if min(self.margins) < 0 or not any(self.margins):
             raise ValueError(
@@ -76,7 +79,9 @@ class Geometry:
                 f"margins: {self.margins} leave no room for an image on a canvas of {self.height} "
                 f"x {self.width} pixels; give less, or a larger canvas."
             )
-        if len(self.ground) != 3 or not all(value in range(256) for value in self.ground):
+        if len(self.ground) != 3 or not all(
+            type(value) is int and 0 <= value <= 255 for value in self.ground
+        ):
             raise ValueError(f"ground: {self.ground} is no colour; give three values of 0..255.")
 
     @property
@@ -269,6 +274,8 @@ class SafetyPrompt:
         """
         try:
             told = card.parameters
+            if not isinstance(told["prefix"], str):
+                raise TypeError(f"prefix {told['prefix']!r} is no text")
             geometry = Geometry(**told["geometry"])
             frame = _pixels(home / FRAME) if told["framed"] else None
             return cls(frame, geometry, told["prefix"])
@@ -307,5 +314,5 @@ def _padded(image: Image.Image, size: tuple[int, int], ground: tuple[int, int, i
 
 
 def _pixels(path: Path) -> Tensor:
-    with Image.open(path) as image:
+    with Image.open(path, formats=["PNG"]) as image:  # by content, some formats run a program
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Training a safety prompt: small steps of a picture frame, resumable at any of them.
+"""Training a safety prompt: small steps of a picture frame, resumable after a kill.
 
 Every step moves the pixels of the frame against the gradient of the loss of one batch
 (:mod:`hauberk.defenses.safety_prompt_step`) and clamps them to [0, 1]:
@@ -7,8 +7,9 @@ Every step moves the pixels of the frame against the gradient of the loss of one
     sign   frame <- frame - rate * sign(gradient), as the authors do, who take 1/255 and no clamp
 
 Which requests make up the batch of a step follows from the seed and the step alone, so that a run
-that was killed goes on as if it had not been: to the same frame, bit for bit on a CPU.  The frame
-that is kept is the best of those that were validated, on requests that are not trained on.
+that was killed goes on after its last validation as if it had not been: to the same frame, bit for
+bit on a CPU.  The frame that is kept is the best of those that were validated, on requests that are
+not trained on.
 
 Source: as :mod:`hauberk.defenses.safety_prompt`; Adam: Kingma and Ba, ICLR 2015, arXiv:1412.6980.
 """
@@ -125,6 +126,7 @@ def train_frame(
     validate: Callable[[Tensor], float],
     *,
     checkpoint: Path | None = None,
+    also: str = "",
     progress: Callable[[int], Any] = lambda _: None,
 ) -> TrainedFrame:
     """Train one frame on one model, or on several at once.
@@ -137,6 +139,8 @@ def train_frame(
         start, every ``validate_every`` steps and at the end
     checkpoint : file that a killed run goes on from; one of another start, setting or other
         courses is not taken up.  It is written with every validation
+    also : what else the run depends on, such as weights and what ``validate`` asks; a checkpoint of
+        another is not taken up either
     progress : called with the number of newly finished steps
 
     Raises
@@ -149,11 +153,13 @@ def train_frame(
     _check(courses, start)
     geometry = courses[0].loss.geometry
     rim = geometry.rim
-    key = _key(courses, start, setting)
+    key = _key(courses, start, setting, also)
     state = _resumed(checkpoint, key) or _begun(start)
     progress(state.step)
     if not state.validated:
         _validate(state, validate)
+        if checkpoint:
+            _keep(state, checkpoint, key)
     decks = [_Deck(course.cases, setting.seed, index) for index, course in enumerate(courses)]
     while state.step < setting.steps:
         state.step += 1
@@ -280,9 +286,10 @@ class _Deck:
 _TENSORS = ("frame", "mean", "square", "best")
 
 
-def _key(courses: Sequence[Course], start: Tensor, setting: FrameSetting) -> str:
-    """Hash what a run depends on but for the weights, so that no other run is gone on with."""
+def _key(courses: Sequence[Course], start: Tensor, setting: FrameSetting, also: str) -> str:
+    """Hash what a run depends on, so that no other run is gone on with."""
     found = hashlib.sha256(start.numpy().tobytes())
+    found.update(also.encode())
     for course in courses:
         goal = course.loss.goal
         found.update(goal.axis.weights.numpy().tobytes())
