@@ -483,9 +483,9 @@ def test_a_frame_that_is_no_png_by_its_content_is_never_opened(tmp_path, tiny, m
     (tmp_path / "frame.png").write_bytes(eps)
     geometry = {"height": 96, "width": 96, "margins": [12] * 4}
     told = {"geometry": geometry, "prefix": "", "framed": True}
-    card = Card("davsp", binding_of(tiny.model, tiny.processor), told)
+    card = Card("davsp", binding_of(tiny.model, tiny.processor), told, [])
     with pytest.raises(TamperedBundle, match="holds no frame"):
         SafetyPrompt.read(tmp_path, card)
-    wrong = Card("davsp", card.binding, told | {"prefix": 5})
+    wrong = Card("davsp", card.binding, told | {"prefix": 5}, [])
     with pytest.raises(TamperedBundle, match="prefix 5 is no text"):
         SafetyPrompt.read(tmp_path, wrong)

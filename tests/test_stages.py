@@ -505,7 +505,8 @@ def test_a_frame_of_all_models_but_one_is_tried_on_all_of_them(done, tmp_path):
         assert tried == joint | others
     for name in joint:
         kept = root / "artifacts/transfer" / name.removeprefix("davsp@")
-        assert Image.open(kept / "frame.png").size == (96, 96)
+        with Image.open(kept / "frame.png") as frame:
+            assert frame.size == (96, 96)
         assert len(json.loads((kept / "training.json").read_text())["history"]) == 4
     assert list((root / ".scratch").iterdir()) == []
 
