@@ -101,7 +101,7 @@ def test_a_defense_that_needs_no_clip_makes_nothing_of_one_and_knows_of_none(tin
         name: "clip" in inspect.signature(defense.load).parameters
         for name, defense in {**DEFENSES, "protocol": Defense}.items()
     }
-    assert knows == {"cmrm": False, "guardalign": True, "protocol": False}
+    assert knows == {"cmrm": False, "davsp": False, "guardalign": True, "protocol": False}
 
 
 def test_the_card_tells_what_the_bundle_is(made):

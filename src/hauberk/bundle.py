@@ -409,7 +409,7 @@ class PyfuncDefense:
         return self._loaded
 
 
-_PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+_PICTURES = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """What requests may hold; of other formats some, such as EPS, would run a program to be read."""
 
 

@@ -39,12 +39,18 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
                 "calibrate_guardalign",
                 "evaluate_guardalign",
                 "ablate_guardalign",
+                "estimate_harm_vector",
+                "train_safety_prompt",
+                "evaluate_safety_prompt",
+                "ablate_safety_prompt",
+                "attack_safety_prompt",
             )
             for model in params["models"]
         ),
         *(f"{stage}@{pair}" for stage in ("estimate_shift", "evaluate") for pair in pairs),
         "build_concept_bank@lab-clip",
         "measure_detection@lab-clip",
+        "transfer_safety_prompt",
     }
     assert set(graph.stages["compare"].upstream) == needed
     graph.close()
