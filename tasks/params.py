@@ -92,6 +92,8 @@ class FrameBudget:
     samples: Positive
     """Of the train split, in each suite that it is trained on."""
     steps: Positive
+    validated: Positive = 40
+    """Of the calibration split, in each suite that frames are validated on, if it has so many."""
     attacked: Positive = 24
     """Pictures of the test split on which it is attacked, at every radius."""
     joint_steps: Annotated[int, Field(ge=0)] = 0
@@ -244,8 +246,11 @@ class HarmParams:
     """What harmful requests are to score at least."""
     low: float | None = None
     """What harmless requests are to score at most."""
-    quantile: Share = 0.5
-    """Of the held-out scores of a kind, where its threshold is null."""
+    high_quantile: Share = 0.5
+    """Of the held-out scores of harmful requests, where ``high`` is null."""
+    low_quantile: Share = 0.9
+    """Of those of harmless requests with a picture, where ``low`` is null: most may stay where they
+    are."""
 
 
 @dataclass(frozen=True)

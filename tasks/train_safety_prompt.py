@@ -134,7 +134,12 @@ def student_of(
     }
     read = {name: read_suite(file) for name, file in files.items()}
     trained = [s for suite in (*told.harmful, *told.harmless) for s in read[f"train/{suite}"]]
-    validated = [s for suite in told.validate_on for s in read[f"calibration/{suite}"]]
+    count = params.budget.frame.validated
+    validated = [
+        sample
+        for suite in told.validate_on
+        for sample in spread(read[f"calibration/{suite}"], count)
+    ]
     geometry = _geometry(frame, key, model, processor, trained[0].image, ground)
     axis, high, low = _harm(harm)
     goal = Goal(axis, high, low, told.training.answer_weight, told.training.clean_weight)

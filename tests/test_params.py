@@ -121,7 +121,11 @@ WRONG = [
     ((*GUARD_KEY, "layers"), [9], r"variants.0.layers: \[9\] are outside 0..5"),
     (("davsp", "training", "rate"), 0, "training.rate: 0.* is wrong.*greater than 0"),
     (("davsp", "training", "optimizer"), "sgd", "optimizer: 'sgd' is wrong.*'adam' or 'sign'"),
-    (("davsp", "harm", "quantile"), 2, "harm.quantile: 2.* is wrong.*less than or equal to 1"),
+    (
+        ("davsp", "harm", "low_quantile"),
+        2,
+        "low_quantile: 2.* is wrong.*less than or equal to 1",
+    ),
     (("davsp", "harm", "layer"), 6, r"davsp.harm.layers: \[6\] are outside 0..5"),
     ((*FRAME_KEY, "margins"), [1, 2], "lab-qwen.margins: .* is wrong"),
     ((*FRAME_KEY, "margins"), [0, 0, 0, 0], "lab-qwen.margins: .* leave no frame or no room"),
