@@ -47,7 +47,7 @@ def run(params: Params, model_name: str) -> Path:
     for epsilon in radii:
         setting = Pgd(
             epsilon=epsilon,
-            step_size=max(1, epsilon // 4),  # as attack has it of its radius
+            step_size=max(1, epsilon // 4),  # of the paper, see Pgd
             steps=params.budget.attack.steps if epsilon else 0,
             tokens=params.attack.tokens,
             confidence=params.attack.confidence,

@@ -289,7 +289,7 @@ class SafetyPromptParams:
     """Stands before every question with a picture, as the authors' does; "" for none."""
     harm: HarmParams
     frames: dict[str, FrameParams]
-    """By model; one that is not named has a frame of one patch around what is fed."""
+    """By model; one that is not named has a frame of one token around what is fed."""
     harmful: Annotated[list[str], Field(min_length=1)]
     harmless: Annotated[list[str], Field(min_length=1)]
     """Suites of the train split; one that stands there twice counts twice."""
@@ -297,8 +297,8 @@ class SafetyPromptParams:
     """Suites of the calibration split, by which the best frame is chosen."""
     parts_on: Annotated[list[str], Field(min_length=1)]
     attacked_at: Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=1)]
-    """Radii of an attack on the picture inside the frame, on the scale 0..255; all else of the
-    attack is as in ``attack``."""
+    """Radii of an attack on the picture inside the frame, on the scale 0..255; a step is a quarter
+    of the radius, tokens and confidence are those of ``attack``."""
     joint: FrameParams = field(default_factory=FrameParams)
     """Where a frame is that is trained on several models at once."""
     training: FrameTraining = field(default_factory=FrameTraining)
@@ -328,8 +328,8 @@ class Generation:
     batch_size: Positive
     max_new_tokens: Positive
     checked_alone: Positive
-    """Answers of a run that are generated again with batch size 1 and compared; of GuardAlign's
-    parts, all of them together."""
+    """Answers of a run that are generated again with batch size 1 and compared; of the
+    parts of a defense, all of them together."""
 
 
 Margin = Annotated[float, Field(gt=0, lt=1)]

@@ -1,9 +1,10 @@
-"""DAVSP: a trained picture frame, the visual safety prompt, around every image.
+"""DAVSP: a trained picture frame, the visual safety prompt, around every image or beside it.
 
-The image is shrunk into the middle of a canvas whose rim was trained (see
+The image is put on a canvas whose other pixels were trained (see
 :mod:`hauberk.defenses.safety_prompt_training`) so that the model refuses harmful requests and
-answers harmless ones.  Nothing of the model is changed: what is deployed is a picture, and only
-pixels have to leave the house.
+answers harmless ones.  The authors shrink the image into the middle; where a model reads canvases
+of other sizes, the image may keep its own, with the frame on some sides alone.  Nothing of the
+model is changed: what is deployed is a picture, and only pixels have to leave the house.
 
 The authors insert the frame into the normalised tensor behind the processor, unbounded, in float16.
 Ours lives in pixels, in [0, 1], and was trained as the 8-bit picture that it is deployed as: it
