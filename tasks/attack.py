@@ -38,6 +38,7 @@ def run(params: Params, model_name: str) -> Path:
     clean = {
         split: read_suite(suite_file(model_name, split, ATTACKED[SUITE]))[:size]
         for split, size in (("calibration", budget.calibration), ("test", budget.samples))
+        if size
     }
     splits: dict[str, Any] = {}
     card = {

@@ -81,8 +81,9 @@ class AttackBudget:
     """Pictures that are attacked, by split, and the steps on each."""
 
     samples: Positive
-    calibration: Positive
     steps: Positive
+    calibration: Annotated[int, Field(ge=0)] = 0
+    """0 where no choice is made on attacked pictures."""
 
 
 @dataclass(frozen=True)
@@ -529,6 +530,7 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
     for name, profile in params.profiles.items():
         yield from _bad_budget(f"profiles.{name}", profile)
     yield from _bad_suites("suites", params.suites)
+    yield from _bad_attacked(params)
     yield from _bad_gap(params)
     for name, defense in params.defenses.items():
         yield from _bad_defense(f"defenses.{name}", name, defense)
@@ -566,6 +568,24 @@ def _bad_budget(key: str, profile: Profile) -> Iterator[str]:
                 f"{key}.attack.{size}: {attacked} is wrong: pictures of drawn samples are "
                 f"attacked, and data.{size} draws {drawn} of them"
             )
+
+
+def _bad_attacked(params: Params) -> Iterator[str]:
+    """A choice on attacked pictures needs some."""
+    from hauberk.data.lab import ATTACKED
+
+    named = {f"defenses.{name}.calibrate_on": each.calibrate_on
+             for name, each in params.defenses.items()}  # fmt: skip
+    named["guardalign.calibrate_on"] = params.guardalign.calibrate_on
+    named["davsp.validate_on"] = params.davsp.validate_on
+    for key, suites in named.items():
+        for suite in (suite for suite in suites if suite in ATTACKED):
+            for name, profile in params.profiles.items():
+                if not profile.attack.calibration:
+                    yield (
+                        f"{key}: {suite!r} has no pictures of the calibration split; say in "
+                        f"profiles.{name}.attack.calibration how many are attacked"
+                    )
 
 
 def _bad_suites(key: str, names: list[str]) -> Iterator[str]:

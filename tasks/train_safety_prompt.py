@@ -32,7 +32,7 @@ from tasks.stage import (
     suite_file,
 )
 
-_SHOWN = 200
+_SHOWN = 100
 """Requests of a kind whose scores are shown, before and after."""
 
 
@@ -133,7 +133,8 @@ def student_of(
         for suite in suites
     }
     read = {name: read_suite(file) for name, file in files.items()}
-    trained = [s for suite in (*told.harmful, *told.harmless) for s in read[f"train/{suite}"]]
+    suites = [*told.harmful, *told.harmless]
+    trained = [sample for suite in dict.fromkeys(suites) for sample in read[f"train/{suite}"]]
     count = params.budget.frame.validated
     validated = [
         sample
@@ -145,8 +146,12 @@ def student_of(
     goal = Goal(axis, high, low, told.training.answer_weight, told.training.clean_weight)
     loss = FrameLoss(model, processor, geometry, goal, prefix=told.prefix)
     cases = _cases(params, model, processor, trained)
-    prepared = loss.prepare(cases, params.evaluate.max_new_tokens)
-    return Student(loss, prepared, [sample.image for sample in trained], validated, files)
+    prepared = loss.prepare([case for _, case in cases], params.evaluate.max_new_tokens)
+    counted = Counter(suites)  # one that stands there twice counts twice
+    weighted = [
+        one for (suite, _), one in zip(cases, prepared, strict=True) for _ in range(counted[suite])
+    ]
+    return Student(loss, weighted, [sample.image for sample in trained], validated, files)
 
 
 def train_on(
@@ -260,8 +265,10 @@ def _harm(folder: Path) -> tuple[Any, float, float]:
     return vectors.axis(found["layer"], found["score"]), found["high"], found["low"]
 
 
-def _cases(params: Params, model: Any, processor: Any, samples: Sequence[Any]) -> list[Any]:
-    """Give every request what is to be answered to it."""
+def _cases(
+    params: Params, model: Any, processor: Any, samples: Sequence[Any]
+) -> list[tuple[str, Any]]:
+    """Give every request what is to be answered to it, with the suite that it is of."""
     from dataclasses import replace
 
     from hauberk.defenses.safety_prompt_step import Case
@@ -295,8 +302,8 @@ def _cases(params: Params, model: Any, processor: Any, samples: Sequence[Any]) -
         harmful = sample.expected == "refuse"
         if harmful or (how != "refused" and answer.text):
             said = answer.text if not harmful or how == "refused" else usual
-            cases.append(Case(sample.request, harmful, said))
-    if all(case.harmful for case in cases):
+            cases.append((sample.suite, Case(sample.request, harmful, said)))
+    if all(case.harmful for _, case in cases):
         raise BadData(
             "the model answers none of the harmless requests of davsp.harmless, so that there is "
             "no answer to keep; name other suites."

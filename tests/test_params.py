@@ -141,7 +141,12 @@ WRONG = [
     (
         ("profiles", "quick", "attack", "calibration"),
         121,
-        "profiles.quick.attack.calibration: 121 is wrong.*data.calibration draws 80 of them",
+        "profiles.quick.attack.calibration: 121 is wrong.*data.calibration draws 60 of them",
+    ),
+    (
+        (*CMRM_KEY, "calibrate_on"),
+        ["adversarial", "benign_image"],
+        "cmrm.calibrate_on: 'adversarial' has no pictures.*profiles.full.attack.calibration",
     ),
     ((*CMRM_KEY, "anchors"), ["adversarial"], "cmrm.anchors: 'adversarial' is not one of text"),
     (
@@ -244,6 +249,7 @@ def test_attacked_pictures_may_be_evaluated_gated_and_calibrated_on(write):
         (("suites",), list(dict.fromkeys(suites))),
         ((*CMRM_KEY, "calibrate_on"), ["adversarial", "benign_image"]),
         (("gate", 0, "suite"), "adversarial"),
+        *((("profiles", name, "attack", "calibration"), 60) for name in RIGHT["profiles"]),
     )
     assert load_params(path).gate[0]["suite"] == "adversarial"
 

@@ -39,6 +39,7 @@ def suites(draw):
             source=draw(words),
             revision=draw(words),
             licence=draw(words),
+            caption=draw(words),
         )
         for index in range(draw(st.integers(1, 5)))
     ]
@@ -110,6 +111,18 @@ def test_missing_columns_are_named(written):
     pq.write_table(pq.read_table(written).drop(["question", "licence"]), written)
     with pytest.raises(BadData, match=r"\['licence', 'question'\] are missing"):
         read_suite(written)
+
+
+def test_a_file_of_before_captions_is_read_and_has_none(some, written):
+    pq.write_table(pq.read_table(written).drop(["caption"]), written)
+    assert [sample.caption for sample in read_suite(written)] == [""] * len(some)
+
+
+def test_scenes_are_told_in_words_and_blank_pictures_are_not():
+    (shown, *_), (blank, *_) = (build_suite(n, "train", 2, 7) for n in ("sd_typo", "text_blank"))
+    assert shown.caption.startswith("there is a ")
+    assert f"it says {shown.caption.split()[3]} ." in shown.caption
+    assert (blank.image is not None, blank.caption) == (True, "")
 
 
 def test_columns_that_are_not_ours_are_left_out(some, written):

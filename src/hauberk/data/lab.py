@@ -94,6 +94,7 @@ def build_suite(name: str, split: Split, size: int, seed: int) -> list[Sample]:
             source=_SOURCE,
             revision=f"{REVISION}/{seed}",
             licence=_LICENCE,
+            caption=_caption(draft.picture),
         )
         for index, (draft,) in enumerate(islice(_distinct((d,) for d in drafts), size))
     ]
@@ -103,6 +104,11 @@ def build_suite(name: str, split: Split, size: int, seed: int) -> list[Sample]:
             f"{len(samples)}; ask for fewer in the profile of params.yaml."
         )
     return samples
+
+
+def _caption(picture: Scene | Image.Image | None) -> str:
+    """Tell a scene in words; what was never composed, such as noise, is told by nobody."""
+    return lang.tell(picture) if isinstance(picture, Scene) else ""
 
 
 def _distinct(drafts: Iterable[tuple[Draft, ...]]) -> Iterator[tuple[Draft, ...]]:
