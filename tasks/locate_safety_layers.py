@@ -13,7 +13,7 @@ All rates are of refusals as the exact judge reads them, with Wilson intervals.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -109,8 +109,8 @@ def run(params: Params, model_name: str) -> Path:
     bar = tqdm(total=5, desc=f"{model_name}: safety layers")
 
     texts = [sample.request for sample in harmful]
-    refused = asking.refused(harmful, texts)
     plain = [sample.request for sample in harmless]
+    refused = asking.refused(harmful, texts)
     said_no, said_yes = (
         [request for request, no in zip(requests, flags, strict=True) if no == wanted]
         for requests, flags, wanted in (
@@ -125,10 +125,12 @@ def run(params: Params, model_name: str) -> Path:
     located = locate(seen, refused)
     bar.update()
 
-    spans = PromptSpans(processor, texts, [_wish_in(sample) for sample in harmful])
+    asked = harmful + harmless
+    wishes = [_wish_in(sample) for sample in asked]
+    spans = PromptSpans(processor, texts + plain, wishes)
     shares = attention_shares(model, processor, texts, spans, asking.batch)
     bar.update()
-    cut = _cut(asking, harmful, texts, spans, (blocks, width))
+    cut = _cut(asking, {"harmful": harmful, "harmless": harmless}, spans, (blocks, width))
     bar.update()
     pairs = _shown(suites[CAPTIONS], count)
     pictures = _injected(asking, pairs, (blocks, width))
@@ -143,7 +145,7 @@ def run(params: Params, model_name: str) -> Path:
         "located": _located(located),
         "lens": _lens(seen, refused, params.seed),
         "attention": _by_block(shares, params.seed),
-        "words": {"refused": _rate(refused), **cut},
+        "words": cut,
         "pictures": pictures,
         "alignment": aligned,
     }
@@ -206,26 +208,41 @@ def _shown(captioned: "Sequence[Sample]", count: int) -> list[Shown]:
 
 
 def _cut(
-    asking: Asking,
-    samples: "Sequence[Sample]",
-    requests: "Sequence[Request]",
-    spans: "PromptSpans",
-    size: tuple[int, int],
+    asking: Asking, kinds: "dict[str, list[Sample]]", spans: "PromptSpans", size: tuple[int, int]
 ) -> Row:
-    """Count refusals with harmful words hidden, and with blocks skipped, window by window."""
+    """Count refusals with the wish hidden, and with blocks skipped.
+
+    Harmless wishes are the control: hidden in all blocks both kinds are the same prompt, so what
+    is refused then is a wish that cannot be read, whatever it was.
+    """
     from hauberk.analysis.safety_layers import hiding, skipping, windows
 
-    found: Row = {}
-    ways: dict[str, Callable[[tuple[int, ...]], AbstractContextManager[None]]] = {
-        "hidden": lambda layers: hiding(asking.model, layers, spans),
-        "skipped": lambda layers: skipping(asking.model, layers),
-    }
-    for way, enter in ways.items():
+    blocks, _ = size
+    onward = [tuple(range(first, blocks)) for first in range(blocks)]
+    both, harmful = [*kinds], [*kinds][:1]
+
+    def hidden(layers: tuple[int, ...]) -> AbstractContextManager[None]:
+        return hiding(asking.model, layers, spans)
+
+    def skipped(layers: tuple[int, ...]) -> AbstractContextManager[None]:
+        return skipping(asking.model, layers)
+
+    def rates(named: Sequence[str]) -> Row:
+        return {
+            kind: _rate(asking.refused(kinds[kind], [sample.request for sample in kinds[kind]]))
+            for kind in named
+        }
+
+    found: Row = {"untouched": rates(both)}
+    for way, enter, every, named in (
+        ("hidden", hidden, windows(*size), both),
+        ("hidden_from", hidden, onward, both),
+        ("skipped", skipped, windows(*size), harmful),
+    ):
         found[way] = []
-        for layers in windows(*size):
+        for layers in every:
             with enter(layers):
-                refused = asking.refused(samples, requests)
-            found[way].append({"layers": list(layers), **_rate(refused)})
+                found[way].append({"layers": list(layers), **rates(named)})
     return found
 
 

@@ -40,6 +40,7 @@ from tasks import (
     estimate_harm_vector,
     estimate_shift,
     evaluate,
+    locate_safety_layers,
     measure_detection,
     prepare_data,
     train_safety_prompt,
@@ -61,6 +62,7 @@ SMALL = {
             "grids": {"sides": [3], "pictures": 6},
             "parts": 3,
             "frame": {"samples": 3, "steps": 4, "attacked": 2},
+            "layers": 3,
         }
     },
     "models": {"lab-llava": {"path": "lab/lab-llava", "revision": None, "dtype": "float32"}},
@@ -105,6 +107,7 @@ SMALL = {
     },
     "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},
     "gap": {"requests": 8},
+    "safety_layers": {"width": 2},
 }
 
 
@@ -174,6 +177,7 @@ def done(lab_folder, tmp_path_factory):
     run(root, evaluate, "lab-llava", "guardalign")
     run(root, ablate_guardalign, "lab-llava")
     run(root, estimate_harm_vector, "lab-llava")
+    run(root, locate_safety_layers, "lab-llava")
     run(root, train_safety_prompt, "lab-llava")
     run(root, evaluate, "lab-llava", "davsp")
     run(root, ablate_safety_prompt, "lab-llava")
@@ -190,6 +194,7 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
         "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/guardalign/bundle",
         "artifacts/lab-llava/guardalign/parts", "reports", "artifacts/transfer",
         *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts", "attacked")),
+        "artifacts/lab-llava/tga/layers",
         *(f"artifacts/frames/lab-llava/{of}" for of in ("harm", "bundle")),
         *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip
@@ -862,6 +867,7 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
         (("calibrate_guardalign",), "python -m tasks.calibrate_guardalign MODEL"),
         (("ablate_guardalign",), "python -m tasks.ablate_guardalign MODEL"),
         (("estimate_harm_vector",), "python -m tasks.estimate_harm_vector MODEL"),
+        (("locate_safety_layers",), "python -m tasks.locate_safety_layers MODEL"),
         (("train_safety_prompt",), "python -m tasks.train_safety_prompt MODEL"),
         (("ablate_safety_prompt",), "python -m tasks.ablate_safety_prompt MODEL"),
         (("transfer_safety_prompt", "x"), "python -m tasks.transfer_safety_prompt"),
