@@ -621,6 +621,30 @@ def test_the_bundle_says_what_was_tried_on_calibration_and_loads(done, tiny):
 
 
 @pytest.mark.slow
+def test_safety_layers_are_located_on_the_anchor_split_and_are_the_same_every_time(done, tmp_path):
+    folder = done / "artifacts/lab-llava/tga/layers"
+    found, card = (json.loads((folder / f"{name}.json").read_text()) for name in ("layers", "card"))
+    assert card["data"].keys() == {"anchor/captions", "anchor/text_image", "anchor/text_image_twin"}
+    located, blocks = found["located"], found["blocks"]
+    assert located["layers"]
+    assert set(located["layers"]) <= set(range(blocks))
+    assert located["fallback"] == (located["counted"] == 0)
+    slid = [[first, first + 1] for first in range(blocks - 1)]
+    for way in ("hidden", "skipped"):
+        assert [row["layers"] for row in found["words"][way]] == slid
+    for way in ("added", "replaced"):
+        assert [row["layers"] for row in found["pictures"][way]] == slid
+    onward = [row["layers"][0] for row in found["words"]["hidden_from"]]
+    assert onward == list(range(blocks))
+    assert {row["harmful"]["n"] for row in found["words"]["hidden"]} == {3}
+    root = shutil.copytree(done, tmp_path / "copy")
+    run(root, locate_safety_layers, "lab-llava")
+    assert contents(root / folder.relative_to(done)) == contents(folder)
+    page = (done / "reports" / "index.html").read_text()
+    assert "Where refusal lives" in page
+
+
+@pytest.mark.slow
 def test_the_gap_is_what_the_evaluation_says_and_its_states_are_of_the_anchor_split(done):
     folder = done / "artifacts/lab-llava/gap"
     found = json.loads((folder / "gap.json").read_text())
