@@ -34,7 +34,7 @@ from tasks.stage import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
 
-    from hauberk.analysis.safety_layers import Lens, Located, PromptSpans
+    from hauberk.analysis.safety_layers import Lens, Located, PromptSpans, RefusalToken
     from hauberk.data.samples import Sample
     from hauberk.requests import Request, SupportsDefense
 
@@ -117,11 +117,11 @@ def run(params: Params, model_name: str) -> Path:
             (texts, refused, True), (plain, asking.refused(harmless, plain), False)
         )
     )  # fmt: skip
-    tokens: tuple[int, ...] = ()
+    begun: tuple[RefusalToken, ...] = ()
     if said_no and said_yes:
-        begun = (first_tokens(model, processor, each, asking.batch) for each in (said_no, said_yes))
-        tokens = refusal_tokens(*begun)
-    seen = lens(model, processor, texts, tokens, asking.batch)
+        said = (first_tokens(model, processor, each, asking.batch) for each in (said_no, said_yes))
+        begun = refusal_tokens(*said)
+    seen = lens(model, processor, texts, [each.token for each in begun], asking.batch)
     located = locate(seen, refused)
     bar.update()
 
@@ -141,7 +141,9 @@ def run(params: Params, model_name: str) -> Path:
     document = {
         "blocks": blocks,
         "width": width,
-        "tokens": [processor.decode([token]).strip() for token in tokens],
+        "tokens": [
+            {**asdict(each), "text": processor.decode([each.token]).strip()} for each in begun
+        ],
         "located": _located(located),
         "lens": _lens(seen, refused, params.seed),
         "attention": _by_block(shares, params.seed),
@@ -234,6 +236,7 @@ def _cut(
         }
 
     found: Row = {"untouched": rates(both)}
+    known: dict[tuple[str, tuple[int, ...]], Row] = {}  # the last window is the last one onward
     for way, enter, every, named in (
         ("hidden", hidden, windows(*size), both),
         ("hidden_from", hidden, onward, both),
@@ -241,8 +244,11 @@ def _cut(
     ):
         found[way] = []
         for layers in every:
-            with enter(layers):
-                found[way].append({"layers": list(layers), **rates(named)})
+            key = enter.__name__, layers
+            if key not in known:
+                with enter(layers):
+                    known[key] = rates(named)
+            found[way].append({"layers": list(layers), **known[key]})
     return found
 
 

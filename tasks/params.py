@@ -128,7 +128,7 @@ class Profile:
     """Samples a suite, if it has so many, on which each part of a defense is measured alone."""
     frame: FrameBudget = field(default_factory=lambda: FrameBudget(100, 150))
     """What a safety prompt is trained with."""
-    layers: Annotated[int, Field(ge=2)] = 30
+    layers: Annotated[int, Field(ge=2)] = 24
     """Requests of a kind, if there are so many, by which safety layers are located."""
 
 

@@ -66,12 +66,16 @@ def logits_of(tiny, requests):
 
 
 def test_what_begins_refusals_and_answers_alike_is_no_refusal_token():
-    assert refusal_tokens([5, 5, 7, 3], [5, 5, 9, 9]) == (3, 7)
+    found = refusal_tokens([5, 5, 7, 3], [5, 5, 9, 9])
+    assert [(each.token, each.refused, each.answered) for each in found] == [
+        (3, 0.25, 0.0), (7, 0.25, 0.0)
+    ]  # fmt: skip
 
 
-def test_a_token_that_begins_four_of_five_refusals_more_than_answers_is_one():
-    assert refusal_tokens([5] * 8 + [1] * 2, [5] * 2 + [2] * 8) == (5, 1)
-    assert refusal_tokens([5] * 8 + [1] * 2, [5] * 3 + [2] * 7) == (1,)
+def test_a_token_counts_that_begins_more_refusals_than_answers_and_says_how_many_of_both():
+    found = refusal_tokens([5] * 7 + [1] * 3, [5] * 6 + [1] * 8)
+    assert [each.token for each in found] == [5]
+    assert (found[0].refused, found[0].answered) == (0.7, 6 / 14)
 
 
 def test_where_all_begin_alike_there_is_none_and_nothing_is_said_to_refuse(tiny):

@@ -125,11 +125,11 @@ class Calibration:
     focus: Focus
     gamma: float
     mode: Mode = "clamped"
-    hidden: bool = False
-    """Whether no query behind the span sees any of it, in place of looking harder."""
     watch: Callable[[Tensor], None] | None = None
     """Given, in every pass, the share of attention that lies on the span, (r, q) float32: its sum
     over the columns, its mean over the heads; NaN for queries that are not behind it."""
+    hidden: bool = False
+    """Whether no query behind the span sees any of it, in place of looking harder."""
 
     @property
     def changes(self) -> bool:

@@ -58,12 +58,18 @@ def _located(found: Row) -> str:
             f"located; {where} are where the authors' lie, scaled."
         )
     start, settled = located["start"], located["settled"]
-    begun = " or ".join(f"\u201c{token}\u201d" for token in found["tokens"])
+    begun = " or ".join(_token(row) for row in found["tokens"])
     return (
         f"Located: {where} of 0 to {last}. {asked}, {located['counted']} of them begin with "
         f"{begun}; only these count. Refusal starts after block {_after(start)} and is settled "
         f"after block {_after(settled)}: medians, and the 10th and 90th percentiles."
     )
+
+
+def _token(row: Row) -> str:
+    """Write a token, and how many harmless answers begin with it as well."""
+    also = f" (so do {100 * row['answered']:.0f} % of harmless answers)" if row["answered"] else ""
+    return f"\u201c{row['text']}\u201d{also}"
 
 
 def _after(spread: Row) -> str:

@@ -32,7 +32,11 @@ def made_up(*, fallback=False, injected=0.4, hidden=(0,), located=(1, 2)):
     pictures = [{"layers": w, **estimate(injected * (w == [2]))} for w in windows]
     none = None if fallback else spread(2.5)
     return {
-        "blocks": BLOCKS, "width": 1, "tokens": [] if fallback else ["sorry", "no"],
+        "blocks": BLOCKS, "width": 1,
+        "tokens": [] if fallback else [
+            {"token": 3, "text": "sorry", "refused": 0.7, "answered": 0.0},
+            {"token": 4, "text": "no", "refused": 0.3, "answered": 0.12},
+        ],
         "located": {"layers": list(located), "asked": 20, "refused": 19, "fallback": fallback,
                     "counted": 0 if fallback else 18, "start": none, "start_top5": none,
                     "end": none, "settled": none and spread(3.0)},
@@ -64,8 +68,8 @@ def test_what_was_located_is_said_with_what_counts(results, tmp_path):
     text = said(results, tmp_path)
     assert (
         "Located: blocks 1–2 of 0 to 3. Of 20 harmful requests in words 19 are refused, 18 of them "
-        "begin with “sorry” or “no”; only these count. Refusal starts after block 1.5 (0.5 to 2.5) "
-        "and is settled after block 2 (1 to 3)"
+        "begin with “sorry” or “no” (so do 12 % of harmless answers); only these count. "
+        "Refusal starts after block 1.5 (0.5 to 2.5) and is settled after block 2 (1 to 3)"
     ) in text
 
 

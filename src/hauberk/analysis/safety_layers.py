@@ -39,9 +39,6 @@ from hauberk.hooks import bypassing, editing, entering, recording, standing_in
 from hauberk.passes import Passes
 from hauberk.requests import Request, encode
 
-_LIKELY = 0.8
-"""Of answers that begin with a refusal token, refusals and others weighing the same, so many are
-refusals.  Ours: the paper names no rule, since it takes the tokens as given."""
 _TOP = 5
 """Tokens of a Delta among which the authors' code looks for a refusal, where the first is meant."""
 _FIRST, _LAST = 10 / 32, 18 / 32
@@ -68,13 +65,25 @@ def first_tokens(
     return found
 
 
-def refusal_tokens(refused: Sequence[int], answered: Sequence[int]) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class RefusalToken:
+    """A token that refusals begin with, and how far it tells them from other answers."""
+
+    token: int
+    refused: float
+    """The share of the refusals that begin with it."""
+    answered: float
+    """That of the answers to harmless requests: where it is not 0, the token may say another
+    word, such as an "i" that goes on to "if"."""
+
+
+def refusal_tokens(refused: Sequence[int], answered: Sequence[int]) -> tuple[RefusalToken, ...]:
     """Choose the tokens that tell a refusal by its beginning, the most frequent first.
 
-    A token is one if, refusals and other answers weighing the same, at least four of five answers
-    that begin with it are refusals.  What begins both alike, such as an article, is none.  Where
-    nothing is left, refusals show later only: give requests whose ``begun`` is what all answers
-    begin with.
+    A token is one if a larger share of refusals begins with it than of other answers.  What begins
+    both alike, such as an article, is none.  Where nothing is left, refusals show later only: give
+    requests whose ``begun`` is what all answers begin with.  The rule is ours: the paper and its
+    code take the tokens as given.
 
     Parameters
     ----------
@@ -96,11 +105,8 @@ def refusal_tokens(refused: Sequence[int], answered: Sequence[int]) -> tuple[int
         return among.count(token) / len(among)
 
     known = sorted(set(refused), key=lambda token: (-refused.count(token), token))
-    return tuple(
-        token
-        for token in known
-        if share(token, refused) >= _LIKELY * (share(token, refused) + share(token, answered))
-    )
+    begun = (RefusalToken(t, share(t, refused), share(t, answered)) for t in known)
+    return tuple(each for each in begun if each.refused > each.answered)
 
 
 # --- the logit lens ---------------------------------------------------------------------------
