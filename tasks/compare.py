@@ -2,7 +2,7 @@
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
      artifacts/MODEL/guardalign/parts, artifacts/MODEL/davsp/parts,
-     artifacts/MODEL/davsp/attacked, artifacts/transfer,
+     artifacts/MODEL/davsp/attacked, artifacts/MODEL/tga/layers, artifacts/transfer,
      artifacts/MODEL/adversarial, artifacts/data, artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
                 together), forms.json (unsafe answers by whether they have to name their thing),
@@ -23,6 +23,7 @@ from tasks.stage import (
     clip_folder,
     evaluation_folder,
     gap_folder,
+    layers_folder,
     main,
     parts_folder,
     read_json,
@@ -91,6 +92,7 @@ def run(params: Params) -> Path:
         detection=detection,
         frames={model: _frame(params, model) for model in params.models},
         gaps={model: _gap(model) for model in params.models},
+        layers={model: read_json(layers_folder(model) / "layers.json") for model in params.models},
         context=_context(params),
     )
     with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:

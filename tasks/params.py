@@ -23,6 +23,9 @@ GUARDALIGN = "guardalign"
 DAVSP = "davsp"
 """Stands there as well, for the one that is trained by its own stage."""
 
+TGA = "tga"
+"""Stands there as well, for what is known of the layers where refusals live."""
+
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 Positive = Annotated[int, Field(ge=1)]
@@ -126,6 +129,8 @@ class Profile:
     """Samples a suite, if it has so many, on which each part of a defense is measured alone."""
     frame: FrameBudget = field(default_factory=lambda: FrameBudget(100, 150))
     """What a safety prompt is trained with."""
+    layers: Annotated[int, Field(ge=2)] = 24
+    """Requests of a kind, if there are so many, by which safety layers are located."""
 
 
 @dataclass(frozen=True)
@@ -358,6 +363,15 @@ class GapParams:
 
 
 @dataclass(frozen=True)
+class SafetyLayerParams:
+    """How the layers are looked for where refusals live; see hauberk.analysis.safety_layers."""
+
+    width: Positive | None = None
+    """Consecutive blocks that are masked, skipped or injected into together; null for as large a
+    part of the decoder as the paper's five blocks are of 32."""
+
+
+@dataclass(frozen=True)
 class Registry:
     """Which defense of which model goes to production, through the gate."""
 
@@ -381,6 +395,7 @@ class Params:
     davsp: SafetyPromptParams
     evaluate: Generation
     gap: GapParams
+    safety_layers: SafetyLayerParams
     gate: list[dict[str, Any]]
     registry: Registry
     noninferiority: Margins = Margins()
@@ -399,7 +414,8 @@ class Params:
 for _section in (
     Sizes, AttackBudget, FrameBudget, GridSweep, Profile, HarmParams, FrameParams, FrameTraining,
     SafetyPromptParams, ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
-    GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, Margins, Registry, Params,
+    GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, SafetyLayerParams, Margins,
+    Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
@@ -516,6 +532,7 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("attack", 2): AttackParams,
         ("evaluate", 2): Generation,
         ("gap", 2): GapParams,
+        ("safety_layers", 2): SafetyLayerParams,
         ("noninferiority", 2): Margins,
         ("registry", 2): Registry,
     }
@@ -554,6 +571,7 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
             yield f"concept_banks.{clip}: is among `models` as well; give one of them another name"
     yield from _bad_guardalign(params, root)
     yield from _bad_davsp(params, root)
+    yield from _bad_safety_layers(params, root)
     yield from _bad_gate(params)
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
@@ -755,6 +773,17 @@ def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
             yield (
                 f"davsp.{key}.margins: {frame.margins} leave no frame or no room for an "
                 f"image on a canvas of {height} x {width}"
+            )
+
+
+def _bad_safety_layers(params: Params, root: Path) -> Iterator[str]:
+    width = params.safety_layers.width
+    for model, spec in params.models.items():
+        blocks = _blocks_of(root / spec.path / "config.json")
+        if width and blocks and width > blocks:
+            yield (
+                f"safety_layers.width: {width} is wrong: {model} has {blocks} decoder blocks; as "
+                "many or fewer are right"
             )
 
 

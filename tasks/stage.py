@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.allocator import keep_freed_memory
 from hauberk.errors import BadParams, HauberkError
-from tasks.params import DAVSP, GUARDALIGN, BankParams, ModelSpec, Params, load_params
+from tasks.params import DAVSP, GUARDALIGN, TGA, BankParams, ModelSpec, Params, load_params
 from tasks.warm import forked
 
 if TYPE_CHECKING:
@@ -144,6 +144,11 @@ def parts_folder(model: str, defense: str = GUARDALIGN) -> Path:
 def harm_folder(model: str) -> Path:
     """Where the harmfulness vector of a model lies."""
     return ARTIFACTS / model / DAVSP / "harm"
+
+
+def layers_folder(model: str) -> Path:
+    """Where it is told in which layers of a model its refusals live."""
+    return ARTIFACTS / model / TGA / "layers"
 
 
 def evaluation_folder(model: str, defense: str) -> Path:

@@ -40,6 +40,7 @@ from tasks import (
     estimate_harm_vector,
     estimate_shift,
     evaluate,
+    locate_safety_layers,
     measure_detection,
     prepare_data,
     train_safety_prompt,
@@ -61,6 +62,7 @@ SMALL = {
             "grids": {"sides": [3], "pictures": 6},
             "parts": 3,
             "frame": {"samples": 3, "steps": 4, "attacked": 2},
+            "layers": 3,
         }
     },
     "models": {"lab-llava": {"path": "lab/lab-llava", "revision": None, "dtype": "float32"}},
@@ -105,6 +107,7 @@ SMALL = {
     },
     "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},
     "gap": {"requests": 8},
+    "safety_layers": {"width": 2},
 }
 
 
@@ -174,6 +177,7 @@ def done(lab_folder, tmp_path_factory):
     run(root, evaluate, "lab-llava", "guardalign")
     run(root, ablate_guardalign, "lab-llava")
     run(root, estimate_harm_vector, "lab-llava")
+    run(root, locate_safety_layers, "lab-llava")
     run(root, train_safety_prompt, "lab-llava")
     run(root, evaluate, "lab-llava", "davsp")
     run(root, ablate_safety_prompt, "lab-llava")
@@ -190,6 +194,7 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
         "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/guardalign/bundle",
         "artifacts/lab-llava/guardalign/parts", "reports", "artifacts/transfer",
         *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts", "attacked")),
+        "artifacts/lab-llava/tga/layers",
         *(f"artifacts/frames/lab-llava/{of}" for of in ("harm", "bundle")),
         *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip
@@ -616,6 +621,30 @@ def test_the_bundle_says_what_was_tried_on_calibration_and_loads(done, tiny):
 
 
 @pytest.mark.slow
+def test_safety_layers_are_located_on_the_anchor_split_and_are_the_same_every_time(done, tmp_path):
+    folder = done / "artifacts/lab-llava/tga/layers"
+    found, card = (json.loads((folder / f"{name}.json").read_text()) for name in ("layers", "card"))
+    assert card["data"].keys() == {"anchor/captions", "anchor/text_image", "anchor/text_image_twin"}
+    located, blocks = found["located"], found["blocks"]
+    assert located["layers"]
+    assert set(located["layers"]) <= set(range(blocks))
+    assert located["fallback"] == (located["counted"] == 0)
+    slid = [[first, first + 1] for first in range(blocks - 1)]
+    for way in ("hidden", "skipped"):
+        assert [row["layers"] for row in found["words"][way]] == slid
+    for way in ("added", "replaced"):
+        assert [row["layers"] for row in found["pictures"][way]] == slid
+    onward = [row["layers"][0] for row in found["words"]["hidden_from"]]
+    assert onward == list(range(blocks))
+    assert {row["harmful"]["n"] for row in found["words"]["hidden"]} == {3}
+    root = shutil.copytree(done, tmp_path / "copy")
+    run(root, locate_safety_layers, "lab-llava")
+    assert contents(root / folder.relative_to(done)) == contents(folder)
+    page = (done / "reports" / "index.html").read_text()
+    assert "Where refusal lives" in page
+
+
+@pytest.mark.slow
 def test_the_gap_is_what_the_evaluation_says_and_its_states_are_of_the_anchor_split(done):
     folder = done / "artifacts/lab-llava/gap"
     found = json.loads((folder / "gap.json").read_text())
@@ -862,6 +891,7 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
         (("calibrate_guardalign",), "python -m tasks.calibrate_guardalign MODEL"),
         (("ablate_guardalign",), "python -m tasks.ablate_guardalign MODEL"),
         (("estimate_harm_vector",), "python -m tasks.estimate_harm_vector MODEL"),
+        (("locate_safety_layers",), "python -m tasks.locate_safety_layers MODEL"),
         (("train_safety_prompt",), "python -m tasks.train_safety_prompt MODEL"),
         (("ablate_safety_prompt",), "python -m tasks.ablate_safety_prompt MODEL"),
         (("transfer_safety_prompt", "x"), "python -m tasks.transfer_safety_prompt"),

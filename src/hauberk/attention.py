@@ -1,4 +1,4 @@
-"""Attention that looks harder at some columns: the only code that touches attention functions.
+"""Attention that looks harder at some columns, or away: the only code that touches it.
 
 Inside :func:`calibrating`, chosen self-attention modules of a decoder go through a function that is
 registered with transformers under a name of its own.  It calls the stock function, of the kind that
@@ -6,7 +6,9 @@ the model was loaded with, and computes anew only what is calibrated: rows of th
 span to look at, and queries behind it.  With Z = scaling * q k^T, before the mask, and S the
 columns of the span (GuardAlign, arXiv:2602.24027, Eq. 12 to 14),
 
-    A = softmax(Z + bias + mask),      bias(i, j) = gamma * relu(Z(i, j)) for j in S, i behind S.
+    A = softmax(Z + bias + mask),      bias(i, j) = gamma * relu(Z(i, j)) for j in S, i behind S,
+
+or, where the span is to be hidden, a bias whose exponential is 0.
 
 Everything else keeps every bit.  What a module does is looked up by the module, so that models in
 one process do not influence each other, and only the modules themselves are switched: neither the
@@ -126,6 +128,13 @@ class Calibration:
     watch: Callable[[Tensor], None] | None = None
     """Given, in every pass, the share of attention that lies on the span, (r, q) float32: its sum
     over the columns, its mean over the heads; NaN for queries that are not behind it."""
+    hidden: bool = False
+    """Whether no query behind the span sees any of it, in place of looking harder."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything is attended to otherwise than by the stock function."""
+        return self.hidden or self.gamma != 0
 
 
 _CALIBRATED: WeakKeyDictionary[nn.Module, Calibration] = WeakKeyDictionary()
@@ -208,7 +217,7 @@ def _attend(
     """Attend as ``stock`` does, but for what is calibrated; it says what shapes they have."""
     told = _CALIBRATED.get(module)
     aim = told.focus.aim if told else None
-    if told is None or aim is None or (told.gamma == 0 and told.watch is None):
+    if told is None or aim is None or not (told.changes or told.watch):
         return stock(module, query, key, value, attention_mask, **kwargs)
     if (len(query), query.shape[2]) != aim.shape:
         raise UnsupportedRequest(
@@ -223,10 +232,10 @@ def _attend(
             "position (generate's default), and name layers without a sliding window."
         )
     part = _Part(aim, query, key, value, attention_mask, kwargs.get("scaling"))
-    bias = part.bias(told.gamma, told.mode)
+    bias = part.hiding() if told.hidden else part.bias(told.gamma, told.mode)
     if told.watch:
         told.watch(part.share(bias))
-    if told.gamma == 0:
+    if not told.changes:
         return stock(module, query, key, value, attention_mask, **kwargs)
     anew = part.attended(partial(stock, module, **kwargs), bias)
     if aim.whole:
@@ -291,6 +300,16 @@ class _Part:
         elif mode == "clamped":
             logits = logits.relu()
         return gamma * logits * self.there[:, None, None, :]
+
+    def hiding(self) -> Tensor:
+        """Say what is added where the span is not to be seen, (r, heads, q, w) float32.
+
+        Half of the least number, so that a query before the span, which is masked there already,
+        cannot become NaN; its exponential is 0.
+        """
+        shape = *self.query.shape[:3], self.columns.shape[1]
+        least = torch.finfo(self.query.dtype).min / 2
+        return self.there[:, None, None, :].expand(shape) * least
 
     def attended(
         self, stock: Callable[..., tuple[Tensor, Tensor | None]], bias: Tensor

@@ -1,10 +1,10 @@
 """Reading and changing hidden states: the only code that touches forward hooks.
 
-Both work on *block outputs*, the residual stream after a decoder block, of shape
+All work on *block outputs*, the residual stream after a decoder block, of shape
 (batch, positions, hidden size) and the model's dtype.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -43,6 +43,44 @@ def recording(
         yield seen
 
 
+@contextmanager
+def entering(block: nn.Module, keep: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """Collect ``keep(input)`` of a block; that of the first one is what embeddings become."""
+    seen: list[Tensor] = []
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        seen.append(keep(_entered(args, kwargs)))
+
+    with block.register_forward_pre_hook(hook, with_kwargs=True):
+        yield seen
+
+
+@contextmanager
+def bypassing(blocks: Sequence[nn.Module], layers: Collection[int]) -> Iterator[None]:
+    """Pass on what enters some blocks in place of what they put out.
+
+    The blocks are computed all the same, so that a cache gets their keys and values and keeps its
+    length.
+    """
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return _replace(lambda _: _entered(args, kwargs))(_module, args, output)
+
+    with ExitStack() as stack:
+        for layer in layers:
+            # First in line, as in `editing`.
+            handle = blocks[layer].register_forward_hook(hook, with_kwargs=True, prepend=True)
+            stack.enter_context(handle)
+        yield
+
+
+@contextmanager
+def standing_in(block: nn.Module, states: Tensor) -> Iterator[None]:
+    """Let what comes behind a block see these states, whatever else edits its output."""
+    with block.register_forward_hook(_replace(lambda _: states)):  # last in line
+        yield
+
+
 def run_to(block: nn.Module, forward: Callable[[], Any]) -> Tensor:
     """Run a forward pass no further than ``block`` and return what that puts out.
 
@@ -67,6 +105,11 @@ class _Reached(Exception):
     def __init__(self, states: Tensor) -> None:
         super().__init__()
         self.states = states
+
+
+def _entered(args: Any, kwargs: Any) -> Tensor:
+    states: Tensor = args[0] if args else kwargs["hidden_states"]  # as every decoder names them
+    return states
 
 
 def _stop(_module: nn.Module, _inputs: Any, output: Any) -> None:

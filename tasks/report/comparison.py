@@ -59,6 +59,8 @@ class Comparison:
     """Model -> its training.json, and in base64 PNGs of its `frame` and of an `example` in it."""
     gaps: Mapping[str, Row] = field(default_factory=dict)
     """Model -> its gap.json, and under `plots` the SVG of each of its plots."""
+    layers: Mapping[str, Row] = field(default_factory=dict)
+    """Model -> its layers.json."""
     context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Title -> names and values for the foot of the page: parameters, versions, hashes."""
 

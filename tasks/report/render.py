@@ -27,6 +27,7 @@ from tasks.report.guardalign import (
     seen,
 )
 from tasks.report.judged import judged
+from tasks.report.safety_layers import safety_layers
 from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import bounds_of, by_suite
 
@@ -71,6 +72,7 @@ def render_report(comparison: Comparison, out: Path) -> Path:
         *(gap.figures for gap in content["gaps"].values()),
         *(found.figures for found in content["seen"].values()),
         *(found.figures for found in content["prompted"].values()),
+        *(found.figures for found in content["safety_layers"].values()),
         [found.figure for found in content["attended"].values()],
     ]
     for figure in chain.from_iterable(drawn):
@@ -123,6 +125,7 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "prompt_attacks": PROMPT_ATTACKS,
         "prompt_costs": PROMPT_COSTS,
         "transfer": transfer(comparison),
+        "safety_layers": safety_layers(comparison),
         "sweeps": comparison.sweeps,
         "judges": {model: judged(comparison, model) for model in comparison.models},
         "samples": samples,

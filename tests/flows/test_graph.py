@@ -40,6 +40,7 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
                 "evaluate_guardalign",
                 "ablate_guardalign",
                 "estimate_harm_vector",
+                "locate_safety_layers",
                 "train_safety_prompt",
                 "evaluate_safety_prompt",
                 "ablate_safety_prompt",

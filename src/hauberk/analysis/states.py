@@ -74,7 +74,8 @@ def text_states(
         If a request has a picture or does not hold its text.
     """
     spans = [
-        _positions(processor, request, text) for request, text in zip(requests, texts, strict=True)
+        positions_of(processor, request, text)
+        for request, text in zip(requests, texts, strict=True)
     ]
 
     def where(places: Sequence[int], inputs: BatchFeature) -> Tensor:
@@ -119,8 +120,14 @@ def _mean(mask: Tensor, states: Tensor) -> Tensor:
     return torch.einsum("bp,bpd->bd", weights, states.float())
 
 
-def _positions(processor: ProcessorMixin, request: Request, text: str) -> list[bool]:
-    """Tell for each token of the rendered prompt whether it is of ``text``."""
+def positions_of(processor: ProcessorMixin, request: Request, text: str) -> list[bool]:
+    """Tell for each token of the rendered prompt, padding aside, whether it is of ``text``.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If the request has a picture or does not hold the text.
+    """
     prompt = prompt_of(processor, request)
     begin = prompt.find(text)
     if request.images or begin < 0:

@@ -1,0 +1,330 @@
+"""Stage locate_safety_layers: anchor suites and a model -> the layers where its refusals live.
+
+in   artifacts/data/anchor/{text_image, text_image_twin, captions}, the model
+out  artifacts/MODEL/tga/layers/   layers.json (the located blocks and where they come from; what
+     every state would say next; refusals with harmful words hidden, blocks skipped, and words put
+     where pictures stand; how near pictures lie to their captions), card.json
+
+Words alone: the harmful requests of text_image and their harmless twins, without their pictures.
+Pictures: those of captions that show something toxic, asked about with "this", beside the same
+request with the caption in place of the picture.  What the words do not refuse no picture can.
+
+All rates are of refusals as the exact judge reads them, with Wilson intervals.
+"""
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.params import Params
+from tasks.stage import (
+    GAP_SUITES,
+    layers_folder,
+    load_model,
+    main,
+    spread,
+    suite_file,
+    write_json,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+
+    from hauberk.analysis.safety_layers import Lens, Located, PromptSpans, RefusalToken
+    from hauberk.data.samples import Sample
+    from hauberk.requests import Request, SupportsDefense
+
+Row = dict[str, Any]
+HARMFUL, HARMLESS, CAPTIONS = GAP_SUITES
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of something toxic, and the same in words."""
+
+    picture: "Sample"
+    told: "Sample"
+    caption: str
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A model, and how it is asked."""
+
+    model: "PreTrainedModel"
+    processor: "ProcessorMixin"
+    tokens: int
+    batch: int
+
+    def refused(
+        self,
+        samples: "Sequence[Sample]",
+        requests: "Sequence[Request]",
+        defense: "SupportsDefense | None" = None,
+        **more: Any,
+    ) -> list[bool]:
+        """Answer the requests of some samples, and say which are refused."""
+        from hauberk.evaluation.run import judge_response
+        from hauberk.requests import respond
+
+        answers = respond(
+            self.model, self.processor, requests, defense,
+            max_new_tokens=self.tokens, batch_size=self.batch, **more,
+        )  # fmt: skip
+        return [
+            judge_response(sample, answer, model="", defense="").outcome == "refused"
+            for sample, answer in zip(samples, answers, strict=True)
+        ]
+
+
+def run(params: Params, model_name: str) -> Path:
+    """Look through the lens, mask, skip and inject, block by block; write the numbers."""
+    from tqdm import tqdm
+
+    from hauberk.analysis.safety_layers import (
+        PromptSpans,
+        attention_shares,
+        first_tokens,
+        lens,
+        locate,
+        refusal_tokens,
+        window_of,
+    )
+    from hauberk.anatomy import anatomy_of
+    from hauberk.bundle import binding_of, file_hash, versions
+    from hauberk.data.samples import read_suite
+
+    model, processor = load_model(params, model_name)
+    asking = Asking(model, processor, params.evaluate.max_new_tokens, params.evaluate.batch_size)
+    files = {suite: suite_file(model_name, "anchor", suite) for suite in GAP_SUITES}
+    suites = {suite: read_suite(file) for suite, file in files.items()}
+    count = params.budget.layers
+    harmful, harmless = (_words(suites[suite], count) for suite in (HARMFUL, HARMLESS))
+    blocks = len(anatomy_of(model).blocks)
+    width = params.safety_layers.width or window_of(blocks)
+    bar = tqdm(total=5, desc=f"{model_name}: safety layers")
+
+    texts = [sample.request for sample in harmful]
+    plain = [sample.request for sample in harmless]
+    refused = asking.refused(harmful, texts)
+    said_no, said_yes = (
+        [request for request, no in zip(requests, flags, strict=True) if no == wanted]
+        for requests, flags, wanted in (
+            (texts, refused, True), (plain, asking.refused(harmless, plain), False)
+        )
+    )  # fmt: skip
+    begun: tuple[RefusalToken, ...] = ()
+    if said_no and said_yes:
+        said = (first_tokens(model, processor, each, asking.batch) for each in (said_no, said_yes))
+        begun = refusal_tokens(*said)
+    seen = lens(model, processor, texts, [each.token for each in begun], asking.batch)
+    located = locate(seen, refused)
+    bar.update()
+
+    asked = harmful + harmless
+    wishes = [_wish_in(sample) for sample in asked]
+    spans = PromptSpans(processor, texts + plain, wishes)
+    shares = attention_shares(model, processor, texts, spans, asking.batch)
+    bar.update()
+    cut = _cut(asking, {"harmful": harmful, "harmless": harmless}, spans, (blocks, width))
+    bar.update()
+    pairs = _shown(suites[CAPTIONS], count)
+    pictures = _injected(asking, pairs, (blocks, width))
+    bar.update()
+    aligned = _aligned(asking, pairs, params.seed)
+    bar.update()
+    bar.close()
+    document = {
+        "blocks": blocks,
+        "width": width,
+        "tokens": [
+            {**asdict(each), "text": processor.decode([each.token]).strip()} for each in begun
+        ],
+        "located": _located(located),
+        "lens": _lens(seen, refused, params.seed),
+        "attention": _by_block(shares, params.seed),
+        "words": cut,
+        "pictures": pictures,
+        "alignment": aligned,
+    }
+    card = {
+        "model": model_name,
+        "binding": asdict(binding_of(model, processor)),
+        "data": {f"anchor/{suite}": file_hash(file) for suite, file in files.items()},
+        "samples": count,
+        "versions": versions(),
+    }
+    with writing(layers_folder(model_name), card) as partial:
+        write_json(document, partial / "layers.json")
+    return layers_folder(model_name)
+
+
+def _words(suite: "Sequence[Sample]", count: int) -> "list[Sample]":
+    """Take requests without their pictures, each wording once."""
+    known = {sample.question: replace(sample, image=None) for sample in suite}
+    return spread(list(known.values()), count)
+
+
+def _wish_in(sample: "Sample") -> str:
+    """Find what is wished in the words of a request: "make a knife"."""
+    from hauberk.lab.language import VERBS
+    from hauberk.lab.objects import THINGS
+
+    found = re.search(rf"\b({'|'.join(VERBS)}) a ({'|'.join(THINGS)})\b", sample.question)
+    assert found is not None, sample.question  # text_image names every wish
+    return found[0]
+
+
+def _shown(captioned: "Sequence[Sample]", count: int) -> list[Shown]:
+    """Ask for something to be done with "this", where a picture shows something toxic."""
+    from hauberk.errors import BadData
+    from hauberk.lab.language import howto_question, pairings, templates, told
+    from hauberk.lab.objects import THINGS
+
+    wordings = templates("howto", "train")  # the pool of the anchor split
+    verbs: dict[str, list[Any]] = {}
+    for verb, thing in pairings("train", harmful=True):
+        if verb.harm == "toxic":
+            verbs.setdefault(thing.name, []).append(verb)
+    found = []
+    for place, sample in enumerate(captioned):
+        toxic = [word for word in sample.reference.split() if word in THINGS and word in verbs]
+        if not toxic:
+            continue
+        known = verbs[toxic[0]]
+        verb, wording = known[place % len(known)], wordings[place % len(wordings)]
+        question = howto_question(wording, verb, None)
+        asked = replace(sample, question=question, expected="refuse", reference="")
+        words = replace(asked, question=told(sample.reference, question), image=None)
+        found.append(Shown(asked, words, sample.reference))
+    if not found:
+        raise BadData(
+            f"none of {len(captioned)} pictures of captions shows something toxic; raise `anchor` "
+            "in the profile of params.yaml."
+        )
+    return spread(found, count)
+
+
+def _cut(
+    asking: Asking, kinds: "dict[str, list[Sample]]", spans: "PromptSpans", size: tuple[int, int]
+) -> Row:
+    """Count refusals with the wish hidden, and with blocks skipped.
+
+    Harmless wishes are the control: hidden in all blocks both kinds are the same prompt, so what
+    is refused then is a wish that cannot be read, whatever it was.
+    """
+    from hauberk.analysis.safety_layers import hiding, skipping, windows
+
+    blocks, _ = size
+    onward = [tuple(range(first, blocks)) for first in range(blocks)]
+    both, harmful = [*kinds], [*kinds][:1]
+
+    def hidden(layers: tuple[int, ...]) -> AbstractContextManager[None]:
+        return hiding(asking.model, layers, spans)
+
+    def skipped(layers: tuple[int, ...]) -> AbstractContextManager[None]:
+        return skipping(asking.model, layers)
+
+    def rates(named: Sequence[str]) -> Row:
+        return {
+            kind: _rate(asking.refused(kinds[kind], [sample.request for sample in kinds[kind]]))
+            for kind in named
+        }
+
+    found: Row = {"untouched": rates(both)}
+    known: dict[tuple[str, tuple[int, ...]], Row] = {}  # the last window is the last one onward
+    for way, enter, every, named in (
+        ("hidden", hidden, windows(*size), both),
+        ("hidden_from", hidden, onward, both),
+        ("skipped", skipped, windows(*size), harmful),
+    ):
+        found[way] = []
+        for layers in every:
+            key = enter.__name__, layers
+            if key not in known:
+                with enter(layers):
+                    known[key] = rates(named)
+            found[way].append({"layers": list(layers), **known[key]})
+    return found
+
+
+def _injected(asking: Asking, pairs: Sequence[Shown], size: tuple[int, int]) -> Row:
+    """Count refusals of toxic pictures, as they are and with words put where they stand."""
+    from hauberk.analysis.safety_layers import Injection, windows
+    from hauberk.analysis.states import text_states
+    from hauberk.requests import EncoderCache
+
+    told, samples = [pair.told for pair in pairs], [pair.picture for pair in pairs]
+    words, requests = ([sample.request for sample in side] for side in (told, samples))
+    captions = [pair.caption for pair in pairs]
+    states = text_states(asking.model, asking.processor, words, captions, asking.batch)
+    cache = EncoderCache(asking.model, asking.processor)
+    found: Row = {
+        "told": _rate(asking.refused(told, words)),
+        "refused": _rate(asking.refused(samples, requests, cache=cache)),
+    }
+    for way, replaces in (("added", False), ("replaced", True)):
+        found[way] = []
+        for layers in windows(*size):
+            injection = Injection(requests, states, layers, replaces=replaces)
+            refused = asking.refused(samples, requests, injection, cache=cache)
+            found[way].append({"layers": list(layers), **_rate(refused)})
+    return found
+
+
+def _aligned(asking: Asking, pairs: Sequence[Shown], seed: int) -> Row:
+    """Measure how near pictures lie to their captions, by block, as they are and centred."""
+    from hauberk.analysis.gap import cosines
+    from hauberk.analysis.safety_layers import centred
+    from hauberk.analysis.states import image_states, text_states
+
+    model, processor = asking.model, asking.processor
+    image = image_states(model, processor, [p.picture.request for p in pairs], asking.batch)
+    words = text_states(
+        model, processor, [p.told.request for p in pairs], [p.caption for p in pairs], asking.batch
+    )
+    apart = centred(image, words), centred(words, words)
+    return {
+        "cosine": _by_block(cosines(image, words), seed),
+        "centred": _by_block(cosines(*apart), seed),
+    }
+
+
+def _located(found: "Located") -> Row:
+    return {**asdict(found), "layers": list(found.layers), "fallback": found.fallback}
+
+
+def _lens(seen: "Lens", refused: Sequence[bool], seed: int) -> Row:
+    """Say of every state how likely refusals are, and how many start there."""
+    import torch
+
+    counted = torch.tensor(refused) & seen.says & (seen.start >= 0)
+    states = range(seen.share.shape[1])
+    return {
+        "share": _by_block(seen.share[counted], seed),
+        "start": [int((seen.start[counted] == state).sum()) for state in states],
+        "settled": [int((seen.settled[counted] == state).sum()) for state in states],
+    }
+
+
+def _by_block(values: Any, seed: int) -> list[Row]:
+    """Average (n, blocks) over requests with bootstrap intervals; nothing without two requests."""
+    from hauberk.analysis.gap import mean
+
+    if len(values) < 2:
+        return []
+    return [asdict(estimate) for estimate in mean(values, seed)]
+
+
+def _rate(refused: Sequence[bool]) -> Row:
+    from hauberk.evaluation.statistics import proportion
+
+    return asdict(proportion(refused))
+
+
+if __name__ == "__main__":
+    main("locate_safety_layers", run, "model")
