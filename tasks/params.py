@@ -24,7 +24,7 @@ DAVSP = "davsp"
 """Stands there as well, for the one that is trained by its own stage."""
 
 TGA = "tga"
-"""Stands there as well, for what is known of the layers where refusals live."""
+"""Stands there as well, for the one that is trained into a model's weights by its own stage."""
 
 STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -41,11 +41,14 @@ PROMPT_PARTS = ("davsp_border_only", "davsp_prefix_only", "guardalign+davsp", "d
 tasks.ablate_safety_prompt."""
 TRANSFERRED = f"{DAVSP}@"
 """Begins the name of a frame that was trained on another model: davsp@MODEL."""
+TRAINED_BESIDE = f"{TGA}_"
+"""Begins the name of a training beside TGA's that explains it: those of ``tga.variants``."""
 
 
 def is_part(defense: str) -> bool:
     """Whether a defense is measured on some suites alone, to explain another."""
-    return defense in (*PARTS, *PROMPT_PARTS) or defense.startswith(TRANSFERRED)
+    beside = TRANSFERRED, TRAINED_BESIDE
+    return defense in (*PARTS, *PROMPT_PARTS) or defense.startswith(beside)
 
 
 METRICS = {
@@ -105,6 +108,19 @@ class FrameBudget:
 
 
 @dataclass(frozen=True)
+class ProjectorBudget:
+    """What a projector is trained with."""
+
+    samples: Positive
+    """Of the train split, in each suite that it is trained on."""
+    steps: Positive
+    validated: Positive = 24
+    """Of the calibration split, in each suite that weights are validated on, if it has so many."""
+    variants: list[str] = field(default_factory=list)
+    """Of ``tga.variants``: those that are trained as well."""
+
+
+@dataclass(frozen=True)
 class GridSweep:
     """How many patches pictures are cut into for comparison, and how many pictures are."""
 
@@ -129,6 +145,8 @@ class Profile:
     """Samples a suite, if it has so many, on which each part of a defense is measured alone."""
     frame: FrameBudget = field(default_factory=lambda: FrameBudget(100, 150))
     """What a safety prompt is trained with."""
+    projector: ProjectorBudget = field(default_factory=lambda: ProjectorBudget(100, 150))
+    """What a projector is trained with."""
     layers: Annotated[int, Field(ge=2)] = 24
     """Requests of a kind, if there are so many, by which safety layers are located."""
 
@@ -318,6 +336,80 @@ class SafetyPromptParams:
 
 
 @dataclass(frozen=True)
+class AlignmentParams:
+    """What is aligned, and whether a retrieved text stands in the prompts that are trained on.
+
+    See :class:`hauberk.defenses.alignment.AlignmentSetting`, whose defaults these are but for
+    ``layers``: blocks counted from 0, or the ``last``, those that were ``located``, or those at the
+    ``authors``' depth.
+    """
+
+    layers: (
+        Literal["last", "located", "authors"]
+        | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    ) = "last"
+    form: Literal["kl", "exp", "log"] = "kl"
+    position: Literal["decision", "question", "image"] = "decision"
+    pair: Annotated[float, Field(ge=0)] = 1.0
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    decay: bool = False
+    centred: bool = False
+    target: Literal["reference", "current"] = "reference"
+    retrieved: Literal["before", "after"] | None = None
+    """Where the retrieved text stands: before the image or after it; null for nowhere."""
+
+
+@dataclass(frozen=True)
+class ProjectorTrainingParams:
+    """How a projector is trained.
+
+    See :class:`hauberk.defenses.projector.Part` and
+    :class:`hauberk.defenses.projector_training.ProjectorTraining`.
+    """
+
+    mode: Literal["projector", "lora", "decoder"] = "lora"
+    last: Annotated[int, Field(ge=0)] | None = None
+    rank: Positive = 16
+    batch: Positive = 8
+    aligned: Positive = 24
+    rate: Annotated[float, Field(gt=0)] = 1e-3
+    decoder_rate: Annotated[float, Field(gt=0)] = 1e-3
+    validations: Positive = 3
+    """Weights, evenly over the steps, of which the best are kept."""
+
+
+@dataclass(frozen=True)
+class TextIndexParams:
+    """The texts that are retrieved for pictures."""
+
+    clip: str
+    """Of ``concept_banks``: its encoder finds the text for a picture."""
+    snippets: Annotated[list[str], Field(min_length=1)]
+    """Suites of the train split whose requests are texts as well, beside all captions of those
+    that are trained on."""
+
+
+@dataclass(frozen=True)
+class ProjectorParams:
+    """TGA: what its weights are trained, validated and explained on."""
+
+    index: TextIndexParams
+    aligned: Annotated[list[str], Field(min_length=1)]
+    """Suites of the train split whose pictures are told in words, which are aligned; no answer of
+    theirs is trained on.  One that stands there twice counts twice."""
+    answered: Annotated[list[str], Field(min_length=1)]
+    """Suites of the train split whose right answers, the model's own, are to stay."""
+    validate_on: Annotated[list[str], Field(min_length=1)]
+    """Suites of the calibration split, by which the best weights are chosen."""
+    parts_on: Annotated[list[str], Field(min_length=1)]
+    alignment: AlignmentParams = field(default_factory=AlignmentParams)
+    training: ProjectorTrainingParams = field(default_factory=ProjectorTrainingParams)
+    variants: dict[str, AlignmentParams] = field(default_factory=dict)
+    """Trained beside it in all else alike, where a profile names them, and measured on ``parts_on``;
+    one with a retrieved text is asked with such texts in the prompts, too."""
+
+
+@dataclass(frozen=True)
 class AttackParams:
     """How pictures are attacked: see :class:`hauberk.attacks.pgd.Pgd`."""
 
@@ -393,6 +485,7 @@ class Params:
     concept_banks: dict[str, BankParams]
     guardalign: GuardAlignParams
     davsp: SafetyPromptParams
+    tga: ProjectorParams
     evaluate: Generation
     gap: GapParams
     safety_layers: SafetyLayerParams
@@ -408,12 +501,13 @@ class Params:
     @property
     def evaluated(self) -> tuple[str, ...]:
         """The defenses that have a bundle and an evaluation of every model."""
-        return (*self.defenses, GUARDALIGN, DAVSP)
+        return (*self.defenses, GUARDALIGN, DAVSP, TGA)
 
 
 for _section in (
-    Sizes, AttackBudget, FrameBudget, GridSweep, Profile, HarmParams, FrameParams, FrameTraining,
-    SafetyPromptParams, ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
+    Sizes, AttackBudget, FrameBudget, ProjectorBudget, GridSweep, Profile, HarmParams, FrameParams, FrameTraining,
+    SafetyPromptParams, AlignmentParams, ProjectorTrainingParams, TextIndexParams, ProjectorParams,
+    ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
     GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, SafetyLayerParams, Margins,
     Registry, Params,
 ):  # fmt: skip
@@ -511,7 +605,10 @@ def _sentence(detail: Any) -> str:
     return f"{key}: {detail['input']!r} is wrong: {detail['msg'].lower()}"
 
 
-_OF_PROFILE = {"attack": AttackBudget, "frame": FrameBudget, "grids": GridSweep}
+_OF_PROFILE = {
+    "attack": AttackBudget, "frame": FrameBudget, "grids": GridSweep, "projector": ProjectorBudget,
+}  # fmt: skip
+_OF_TGA = {"index": TextIndexParams, "training": ProjectorTrainingParams}
 
 
 def _known(location: tuple[Any, ...]) -> list[str]:
@@ -529,6 +626,9 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("davsp", 2): SafetyPromptParams,
         ("davsp", 3): FrameTraining if "training" in location else HarmParams,
         ("davsp", 4): FrameParams,
+        ("tga", 2): ProjectorParams,
+        ("tga", 3): _OF_TGA.get(str(location[1]) if location[1:] else "", AlignmentParams),
+        ("tga", 4): AlignmentParams,
         ("attack", 2): AttackParams,
         ("evaluate", 2): Generation,
         ("gap", 2): GapParams,
@@ -571,6 +671,7 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
             yield f"concept_banks.{clip}: is among `models` as well; give one of them another name"
     yield from _bad_guardalign(params, root)
     yield from _bad_davsp(params, root)
+    yield from _bad_tga(params, root)
     yield from _bad_safety_layers(params, root)
     yield from _bad_gate(params)
     for model, chosen in params.registry.promote.items():
@@ -596,6 +697,7 @@ def _bad_attacked(params: Params) -> Iterator[str]:
              for name, each in params.defenses.items()}  # fmt: skip
     named["guardalign.calibrate_on"] = params.guardalign.calibrate_on
     named["davsp.validate_on"] = params.davsp.validate_on
+    named["tga.validate_on"] = params.tga.validate_on
     for key, suites in named.items():
         for suite in (suite for suite in suites if suite in ATTACKED):
             for name, profile in params.profiles.items():
@@ -632,7 +734,7 @@ def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
         yield f"{key}: artifacts/MODEL/{name} holds attacked pictures; give it another name"
     if name == UNDEFENDED:
         yield f"{key}: {name!r} is the undefended model; give the defense another name"
-    if name in (GUARDALIGN, DAVSP) or is_part(name):
+    if name in (GUARDALIGN, DAVSP, TGA) or is_part(name):
         yield f"{key}: {name!r} is made by stages of its own; give this defense another name"
     if name == "gap":
         yield f"{key}: artifacts/MODEL/gap holds the analysis of the gap; give it another name"
@@ -774,6 +876,46 @@ def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
                 f"davsp.{key}.margins: {frame.margins} leave no frame or no room for an "
                 f"image on a canvas of {height} x {width}"
             )
+
+
+def _bad_tga(params: Params, root: Path) -> Iterator[str]:
+    from hauberk.data.lab import SUITES
+
+    told = params.tga
+    yield from _unknown("tga.index.clip", [told.index.clip], params.concept_banks)
+    yield from _bad_calibration("tga.validate_on", told.validate_on)
+    yield from _unknown("tga.parts_on", told.parts_on, params.suites)
+    yield from _repeated("tga.parts_on", told.parts_on)
+    for key, names in (
+        ("tga.aligned", told.aligned),
+        ("tga.answered", told.answered),
+        ("tga.index.snippets", told.index.snippets),
+    ):
+        yield from _unknown(key, names, SUITES)
+    for name in dict.fromkeys(name for name in told.aligned if name in SUITES):
+        if not _sample_of(name).caption:
+            yield f"tga.aligned: nobody told the pictures of {name!r} in words; name others"
+    for name in dict.fromkeys(name for name in told.answered if name in SUITES):
+        if _sample_of(name).expected == "refuse":
+            yield f"tga.answered: {name!r} is a suite of harmful requests; name harmless ones"
+    for name in told.variants:
+        if not re.fullmatch(rf"{TRAINED_BESIDE}[A-Za-z0-9_-]+", name):
+            yield f"tga.variants.{name}: the name begins with {TRAINED_BESIDE!r}, of letters and _"
+    for name, profile in params.profiles.items():
+        key = f"profiles.{name}.projector.variants"
+        yield from _unknown(key, profile.projector.variants, told.variants)
+        yield from _repeated(key, profile.projector.variants)
+    every = {"alignment": told.alignment}
+    every |= {f"variants.{name}": variant for name, variant in told.variants.items()}
+    for name, alignment in every.items():
+        if isinstance(alignment.layers, list):
+            yield from _bad_layers(f"tga.{name}", alignment.layers, params.models, root)
+        if alignment.form == "kl" and alignment.position == "image":
+            yield f"tga.{name}: no word follows an image's position; form 'kl' takes 'decision'"
+        if alignment.form == "kl" and alignment.layers != "last":
+            yield f"tga.{name}: the head reads the last block alone; form 'kl' takes layers 'last'"
+    if told.training.last is not None:
+        yield from _bad_layers("tga.training.last", [told.training.last], params.models, root)
 
 
 def _bad_safety_layers(params: Params, root: Path) -> Iterator[str]:
