@@ -126,6 +126,12 @@ def test_the_margin_counts_where_a_text_was_retrieved():
     torch.testing.assert_close(found.loss, one.loss)
 
 
+def test_samples_count_by_their_weight():
+    image, caption = states(1), states(2)
+    found = loss_of()(image, caption, weights=torch.tensor([0.5, 0.5, 0.0]))
+    torch.testing.assert_close(found.loss, loss_of()(image[:2], caption[:2]).loss)
+
+
 def test_half_precision_is_summed_in_float32():
     image, caption = states(1).bfloat16(), states(2).bfloat16()
     found = loss_of()(image, caption)
@@ -148,7 +154,7 @@ def test_the_authors_layers_of_32_blocks_are_those_of_their_code():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"position": "middle"}, "'middle' is not one of image, decision"),
+        ({"position": "middle"}, "'middle' is not one of image, decision, question"),
         ({"form": "sin"}, "'sin' is not one of exp, log"),
         ({"target": "x"}, "'x' is not one of reference, current"),
         ({"pair": -1}, "pair -1"),

@@ -58,7 +58,7 @@ def gradients(tiny, loss, rows, progress=0.0):
         return found, torch.autograd.grad(found.loss, weights)
 
 
-@pytest.mark.parametrize("position", ["image", "decision"])
+@pytest.mark.parametrize("position", ["image", "decision", "question"])
 @pytest.mark.parametrize("term", ["pair", "margin"])
 def test_each_term_has_a_gradient_by_the_projector(any_tiny, lessons, term, position):
     weights = {"pair": 0.0, "margin": 0.0, term: 1.0}
@@ -70,7 +70,7 @@ def test_each_term_has_a_gradient_by_the_projector(any_tiny, lessons, term, posi
     assert torch.stack([slope.norm() for slope in slopes]).norm() > 1e-6
 
 
-@pytest.mark.parametrize("position", ["image", "decision"])
+@pytest.mark.parametrize("position", ["image", "decision", "question"])
 def test_kept_features_give_the_loss_and_the_gradient_of_the_tower(any_tiny, lessons, position):
     found = []
     for features in (2**31, 0):
@@ -117,26 +117,43 @@ def test_pictures_of_several_sizes_keep_their_features_apart(any_tiny):
 def test_the_states_of_a_decision_are_those_of_the_last_prompt_position(any_tiny, lessons):
     loss = loss_of(any_tiny)
     rows = loss.prepare(lessons, 8)
-    for group, forward in ((rows[:3], loss._silent), (rows[3:5], loss._answered)):
-        for row, image, _ in forward(group)[0]:
-            wanted = last_states(any_tiny.model, any_tiny.processor, [row.lesson.request])
-            torch.testing.assert_close(image, wanted[0, list(LAYERS)], rtol=1e-3, atol=1e-4)
+    model, processor = any_tiny.model, any_tiny.processor
+    for group, found in ((rows[:3], loss._silent(rows[:3])), (rows[4:5], loss._answered(rows)[0])):
+        for row, image in zip(group, found[0][-len(group) :], strict=True):
+            wanted = last_states(model, processor, [row.lesson.request])[0, list(LAYERS)]
+            torch.testing.assert_close(image, wanted, rtol=1e-3, atol=1e-4)
             twin = Request(f"{row.lesson.caption} {row.lesson.request.text}")
-            said = last_states(any_tiny.model, any_tiny.processor, [twin])
-            torch.testing.assert_close(row.caption, said[0, list(LAYERS)], rtol=1e-3, atol=1e-4)
+            said = last_states(model, processor, [twin])[0, list(LAYERS)]
+            torch.testing.assert_close(row.caption[0], said, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_states_of_a_question_are_those_of_the_tokens_that_all_runs_share(any_tiny, lessons):
+    loss = loss_of(any_tiny, position="question")
+    rows = loss.prepare(lessons[:3], 8)
+    image, _ = loss._silent(rows)
+    ends = torch.tensor([row.places for row in rows]).cumsum(0) - 1
+    decision = loss_of(any_tiny)
+    last, _ = decision._silent(decision.prepare(lessons[:3], 8))
+    torch.testing.assert_close(image[ends], last)
+    for row in rows:
+        assert row.caption.shape[0] == row.rival.shape[0] == row.places
+        said = any_tiny.processor.tokenizer.decode(row.prompt["input_ids"][-row.places :])
+        words = row.lesson.request.text.split()
+        assert " ".join(words[1:]) in " ".join(said.split())  # the first may be joined to a space
 
 
 @torch.no_grad()
 def test_the_states_of_an_image_are_its_mean_and_those_of_its_caption(any_tiny, lessons):
     loss = loss_of(any_tiny, position="image")
     rows = loss.prepare(lessons[:3], 8)
-    for row, image, _ in loss._silent(rows)[0]:
+    for row, image in zip(rows, loss._silent(rows)[0], strict=True):
         request, caption = row.lesson.request, row.lesson.caption
         wanted = image_states(any_tiny.model, any_tiny.processor, [request])
         torch.testing.assert_close(image, wanted[0, list(LAYERS)], rtol=1e-3, atol=1e-4)
         twin = Request(f"{caption} {request.text}")
         said = text_states(any_tiny.model, any_tiny.processor, [twin], [caption])
-        torch.testing.assert_close(row.caption, said[0, list(LAYERS)])
+        torch.testing.assert_close(row.caption, said[:, list(LAYERS)])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -180,7 +197,7 @@ def test_text_alone_is_no_nan(any_tiny):
     assert found.aligned is None
 
 
-@pytest.mark.parametrize("position", ["image", "decision"])
+@pytest.mark.parametrize("position", ["image", "decision", "question"])
 def test_an_empty_caption_is_aligned_with_nothing(any_tiny, position):
     loss = loss_of(any_tiny, position=position)
     rows = loss.prepare([Lesson(any_tiny.pictured[0], answer="a .", caption=" ")], 8)

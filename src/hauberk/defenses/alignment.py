@@ -18,6 +18,8 @@ are is the position:
     decision  I: the last position of the prompt, where the answer is decided; C: the same of the
               text twin, "CAPTION QUESTION"; R: the same of "RETRIEVED QUESTION".  Ours: on
               miniature models the literal reading closed nothing of the gap, and this did.
+    question  I, C, R: as decision, but at every position of the question, whose tokens are the same
+              in all runs; the mean over them is taken with that over b and k.  Ours.
 
 The authors' code computes both terms with ``math.exp``, which has no gradient: what it trains is
 the language model loss alone.  Here they are tensors, and a test holds their gradients against zero.
@@ -33,12 +35,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, softplus
 
-Position = Literal["image", "decision"]
+Position = Literal["image", "decision", "question"]
 Form = Literal["exp", "log"]
 Target = Literal["reference", "current"]
 
 _LEAST_COSINE = 1e-3
 """The logarithm of the form ``log`` has no value below 0, and too steep a slope just above it."""
+_LEAST_COUNT = 1e-6
+"""Keeps a batch in which no sample counts from a division by 0."""
 _FIRST, _LAST = 0.31, 0.56
 """Of a decoder's blocks, those that the authors align: 10 to 18 of 32, counted from 1."""
 
@@ -143,6 +147,7 @@ class TextGuidedAlignmentLoss:
         *,
         there: Tensor | None = None,
         retrieved_there: Tensor | None = None,
+        weights: Tensor | None = None,
         progress: float = 0.0,
     ) -> Aligned:
         """Measure a batch.
@@ -154,6 +159,7 @@ class TextGuidedAlignmentLoss:
         there : (samples,) bool: whose I and C are of a span that is not empty; None for all.  The
             others are dropped
         retrieved_there : the same of R, on top
+        weights : (samples,) float, how much each counts in the means; None for all the same
         progress : r
 
         Returns
@@ -163,13 +169,14 @@ class TextGuidedAlignmentLoss:
         """
         first, second = self.weights(progress)
         near = self._cosine(image, caption)
-        counted = _all_there(near) if there is None else there
+        counted = _ones(near) if weights is None else weights.float()
+        counted = counted if there is None else counted * there
         pair = -near.clamp(min=_LEAST_COSINE).log() if self._log else torch.exp(-near)
         loss = first * _mean(pair, counted).sum()
         margin = rival = near.new_full((1, near.shape[1]), torch.nan)
         told = torch.zeros_like(counted[:1])
         if retrieved is not None:
-            told = counted if retrieved_there is None else counted & retrieved_there
+            told = counted if retrieved_there is None else counted * retrieved_there
             rival = self._cosine(retrieved, caption)
             margin = softplus(rival - near) if self._log else torch.exp(rival - near)
             loss = loss + second * _mean(margin, told).sum()
@@ -210,19 +217,20 @@ def pooled(states: Tensor, span: Tensor) -> Tensor:
     return torch.einsum("bp,bpd->bd", weights, states.float())
 
 
-def _all_there(cosines: Tensor) -> Tensor:
-    return torch.ones(len(cosines), dtype=torch.bool, device=cosines.device)
+def _ones(cosines: Tensor) -> Tensor:
+    return torch.ones(len(cosines), device=cosines.device)
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean over samples that count and over layers, as (samples,) shares of it: 0 for none."""
-    shares = counted.float() / counted.sum().clamp(min=1)
-    return values.mean(1).where(counted, 0) * shares
+    """Mean over samples by how they count, and over layers, as (samples,) shares: 0 for none."""
+    shares = counted / counted.sum().clamp(min=_LEAST_COUNT)
+    return values.mean(1).where(counted > 0, 0) * shares
 
 
 def _shown(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean over the samples that count, by layer; NaN for none."""
-    values = values.detach()
-    if not counted.any():
+    """Mean over the samples by how they count, by layer; NaN for none."""
+    there = counted > 0
+    weights = counted[there] / counted[there].sum()
+    if not there.any():
         return values.new_full(values.shape[1:], torch.nan)
-    return values[counted].mean(0)
+    return weights @ values.detach()[there]

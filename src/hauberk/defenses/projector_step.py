@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.analysis.states import text_states
-from hauberk.analysis.twins import last_states
 from hauberk.anatomy import anatomy_of
 from hauberk.defenses.alignment import Aligned, AlignmentSetting, TextGuidedAlignmentLoss, pooled
 from hauberk.defenses.projector_features import Features
@@ -90,10 +89,12 @@ class Prepared:
     """What else the processor says of the pictures; nothing where there is none."""
     retrieved: Tensor
     """(positions,) bool: where the retrieved text stands."""
+    places: int = 0
+    """Positions from the end of the prompt that are aligned; of the position ``image``, 1."""
     caption: Tensor | None = None
-    """(layers, hidden size) float32: C of the model before training."""
+    """(places, layers, hidden size) float32: C of the model before training."""
     rival: Tensor | None = None
-    """R of the position ``decision`` likewise."""
+    """R likewise, where it is of a run of its own."""
 
 
 @dataclass(frozen=True)
@@ -153,22 +154,44 @@ class ProjectorLoss:
         prepared = [self._prepared(lesson, tokens) for lesson in lessons]
         if self.alignment.off:
             return prepared
-        captioned = [row for row in prepared if row.lesson.caption.strip()]
-        told = sorted({_told(row.lesson, row.lesson.caption) for row in captioned}, key=repr)
-        if self.alignment.position == "decision":
-            rivals = {_told(row.lesson, r) for row in captioned if (r := row.lesson.retrieved)}
-            told += sorted(rivals - set(told), key=repr)
-        found = dict(zip(told, self._states_of(told), strict=True))
+        prepared = [self._placed(row) for row in prepared]
+        told: dict[_Told, None] = {}
+        for row in prepared:
+            told |= dict.fromkeys(self._told(row))
+        found = dict(zip(told, self._states_of(list(told)), strict=True))
         if found:
-            self._centre = torch.stack(list(found.values())).mean(0)
+            self._centre = torch.cat([found[self._told(r)[0]] for r in prepared if r.places]).mean(0)
         return [self._targeted(row, found) for row in prepared]
 
-    def _targeted(self, row: Prepared, found: Mapping["_Told", Tensor]) -> Prepared:
-        lesson = row.lesson
-        if not lesson.caption.strip():
+    def _placed(self, row: Prepared) -> Prepared:
+        """Count the positions from the end at which all runs of a lesson have the same tokens."""
+        if not row.lesson.caption.strip():
             return row
-        rival = found.get(_told(lesson, lesson.retrieved)) if lesson.retrieved else None
-        return replace(row, caption=found[_told(lesson, lesson.caption)], rival=rival)
+        if self.alignment.position != "question":
+            return replace(row, places=1)
+        runs = [encode(self.processor, [one.request])["input_ids"][0] for one in self._told(row)]
+        runs.append(row.prompt["input_ids"].cpu())
+        ends = torch.stack([run.flip(0)[: min(map(len, runs))] for run in runs])
+        same = int((ends == ends[0]).all(0).cumprod(0).sum())
+        if not same:
+            raise UnsupportedRequest(
+                f"the prompt of {row.lesson.request.text[:60]!r} and its text twin end in "
+                "different tokens, so that no position is the same in both."
+            )
+        return replace(row, places=same)
+
+    def _told(self, row: Prepared) -> list["_Told"]:
+        """The runs in text that a lesson is held against: of its caption, and of its rival."""
+        lesson = row.lesson
+        texts = [lesson.caption] if lesson.caption.strip() else []
+        if texts and lesson.retrieved and self.alignment.position != "image":
+            texts.append(lesson.retrieved)
+        system, question = lesson.request.system, lesson.request.text
+        return [_Told(t, Request(f"{t} {question}", system=system), row.places) for t in texts]
+
+    def _targeted(self, row: Prepared, found: Mapping["_Told", Tensor]) -> Prepared:
+        caption, rival = [*(found[one] for one in self._told(row)), None, None][:2]
+        return replace(row, caption=caption, rival=rival)
 
     def _prepared(self, lesson: Lesson, tokens: int) -> Prepared:
         request = lesson.request
@@ -205,18 +228,27 @@ class ProjectorLoss:
             retrieved=span,
         )
 
-    def _states_of(self, told: Sequence["_Told"]) -> Tensor:
-        """C of texts in the model as it is: (texts, layers, hidden size) float32 on its device."""
-        if not told:
-            return torch.empty(0)
-        requests = [one.request for one in told]
-        with torch.no_grad():
-            if self.alignment.position == "decision":
-                states = last_states(self.model, self.processor, requests)
-            else:
-                texts = [one.text for one in told]
-                states = text_states(self.model, self.processor, requests, texts)
-        return states[:, list(self.alignment.layers)].to(self.model.device)
+    @torch.no_grad()
+    def _states_of(self, told: Sequence["_Told"]) -> list[Tensor]:
+        """C of texts in the model as it is: (places, layers, hidden size) float32 of each."""
+        requests, layers = [one.request for one in told], list(self.alignment.layers)
+        if self.alignment.position == "image":
+            texts = [one.text for one in told]
+            means = text_states(self.model, self.processor, requests, texts) if told else []
+            return [mean[None, layers].to(self.model.device) for mean in means]
+        found: list[Tensor] = []
+        for start in range(0, len(told), _TOGETHER):
+            part = told[start : start + _TOGETHER]
+            inputs = encode(self.processor, requests[start : start + _TOGETHER])
+            most = max(one.places for one in part)
+            text = dict(inputs.to(self.model.device))
+            body: Callable[..., Any] = self.model.base_model
+            last = self.anatomy.blocks[max(layers)]
+            with self._computing(), recording(self._aligned_blocks, _end(most)) as seen:
+                run_to(last, lambda text=text: body(**text, use_cache=False))  # type: ignore[misc]
+            states = torch.stack([outputs[0] for outputs in seen], dim=2)
+            found += [row[most - one.places :] for row, one in zip(states, part, strict=True)]
+        return found
 
     def __call__(self, rows: Sequence[Prepared], progress: float) -> Measured:
         """Measure a batch, with a graph to differentiate.
@@ -229,15 +261,14 @@ class ProjectorLoss:
         answered = [row for row in rows if len(row.answer)]
         silent = [row for row in rows if not len(row.answer) and self._aligns(row)]
         total = torch.zeros((), device=self.model.device)
-        states: list[tuple[Prepared, Tensor, Tensor]] = []
+        found: list[tuple[Tensor, Tensor]] = []
         loss = torch.nan
-        for group, forward in ((answered, self._answered), (silent, self._silent)):
-            if group:
-                found, said = forward(group)
-                states += found
-                if said is not None:
-                    total, loss = total + said, said.item()
-        aligned = self._align(states, progress)
+        if answered:
+            states, said = self._answered(answered)
+            found, total, loss = [*found, states], total + said, said.item()
+        if silent:
+            found.append(self._silent(silent))
+        aligned = self._align([*answered, *silent], found, progress)
         if aligned is not None:
             total = total + aligned.loss
         return Measured(total, loss, aligned)
@@ -246,35 +277,34 @@ class ProjectorLoss:
         return row.caption is not None and not self.alignment.off
 
     def _align(
-        self, states: Sequence[tuple[Prepared, Tensor, Tensor]], progress: float
+        self, rows: Sequence[Prepared], found: Sequence[tuple[Tensor, Tensor]], progress: float
     ) -> Aligned | None:
-        if not states:
+        rows = [row for row in rows if self._aligns(row)]
+        if not rows:
             return None
-        rows = [row for row, _, _ in states]
-        image, beside = (torch.stack([one[place] for one in states]) for place in (1, 2))
-        caption = torch.stack([row.caption for row in rows if row.caption is not None])
+        image, beside = (torch.cat(parts) for parts in zip(*found, strict=True))
+        counts = torch.tensor([row.places for row in rows], device=image.device)
+        caption = torch.cat([row.caption for row in rows if row.caption is not None])
         if self.alignment.target == "current":
-            caption = self._states_of([_told(row.lesson, row.lesson.caption) for row in rows])
-        if self.alignment.position == "decision":
-            beside = torch.stack(
-                [torch.zeros_like(c) if row.rival is None else row.rival
-                 for row, c in zip(rows, caption, strict=True)]
-            )  # fmt: skip
-            told = [row.rival is not None for row in rows]
-        else:
+            caption = torch.cat(self._states_of([self._told(row)[0] for row in rows]))
+        if self.alignment.position == "image":
             told = [bool(row.retrieved.any()) for row in rows]
-        there = torch.tensor(told, device=image.device)
+        else:
+            told = [row.rival is not None for row in rows]
+            none = [torch.zeros_like(row.caption) for row in rows if row.caption is not None]
+            rivals = [row.rival for row in rows]
+            beside = torch.cat([n if r is None else r for n, r in zip(none, rivals, strict=True)])
+        there = torch.tensor(told, device=image.device).repeat_interleave(counts)
         return TextGuidedAlignmentLoss(self.alignment, self._centre)(
             image,
             caption,
             beside if there.any() else None,
             retrieved_there=there,
+            weights=(1 / counts).repeat_interleave(counts),
             progress=progress,
         )
 
-    def _answered(
-        self, rows: Sequence[Prepared]
-    ) -> tuple[list[tuple[Prepared, Tensor, Tensor]], Tensor]:
+    def _answered(self, rows: Sequence[Prepared]) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Run rows with their answers: states of those that align, and the answers' loss."""
         text, labels = self._text(rows)
         predicting = (labels != IGNORED).any(0).nonzero().flatten() - 1
@@ -286,11 +316,9 @@ class ProjectorLoss:
         losses = cross_entropy(
             logits.float().transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
         )
-        return self._sorted(rows, seen), (losses.sum(1) / (labels != IGNORED).sum(1)).mean()
+        return _stacked(seen), (losses.sum(1) / (labels != IGNORED).sum(1)).mean()
 
-    def _silent(
-        self, rows: Sequence[Prepared]
-    ) -> tuple[list[tuple[Prepared, Tensor, Tensor]], None]:
+    def _silent(self, rows: Sequence[Prepared]) -> tuple[Tensor, Tensor]:
         """Run rows no further than the last aligned block."""
         text, _ = self._text(rows)
         shown = self._shown(rows)
@@ -301,43 +329,48 @@ class ProjectorLoss:
             else:
                 last = self.anatomy.blocks[max(self.alignment.layers)]
                 run_to(last, lambda: body(**text, **shown, use_cache=False))
-        return self._sorted(rows, seen), None
+        return _stacked(seen)
 
     @property
     def _aligned_blocks(self) -> list[Any]:
         return [self.anatomy.blocks[layer] for layer in self.alignment.layers]
 
     def _keep(self, rows: Sequence[Prepared]) -> Callable[[Tensor], Tensor]:
-        """Reduce states (rows, positions, hidden size) to I and R: (rows, 2, hidden size)."""
-        lengths = [len(row.prompt["input_ids"]) for row in rows]
-        longest = max(length + len(row.answer) for length, row in zip(lengths, rows, strict=True))
-        shape = (2, len(rows), longest)
-        spans = torch.zeros(shape, dtype=torch.bool, device=self.model.device)
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            if self.alignment.position == "decision":
-                spans[0, index, length - 1] = True
-            else:
-                spans[0, index, :length] = image_span(row.prompt["input_ids"], self._image)
-                spans[1, index, :length] = row.retrieved
+        """Reduce states (rows, positions, hidden size) to I and R of each place that is aligned:
+        (2, places, hidden size) float32."""
+        aligns = [index for index, row in enumerate(rows) if self._aligns(row)]
+        chosen = [rows[index] for index in aligns]
+        if self.alignment.position == "image":
+            return self._mean_over_spans(aligns, chosen)
+        ends = [len(row.prompt["input_ids"]) for row in chosen]
+        where = [(index, place) for index, row, end in zip(aligns, chosen, ends, strict=True)
+                 for place in range(end - row.places, end)]  # fmt: skip
+        index, place = torch.tensor(where, dtype=torch.long).view(-1, 2).unbind(1)
 
         def keep(states: Tensor) -> Tensor:
-            return torch.stack([pooled(states, span) for span in spans], dim=1)
+            picked = states[index.to(states.device), place.to(states.device)].float()
+            return torch.stack([picked, torch.zeros_like(picked)])
+
+        return keep
+
+    def _mean_over_spans(
+        self, aligns: Sequence[int], rows: Sequence[Prepared]
+    ) -> Callable[[Tensor], Tensor]:
+        def keep(states: Tensor) -> Tensor:
+            spans = torch.zeros(
+                (2, len(rows), states.shape[1]), dtype=torch.bool, device=states.device
+            )
+            for index, row in enumerate(rows):
+                length = len(row.prompt["input_ids"])
+                spans[0, index, :length] = image_span(row.prompt["input_ids"], self._image)
+                spans[1, index, :length] = row.retrieved
+            return torch.stack([pooled(states[list(aligns)], span) for span in spans])
 
         return keep
 
     @property
     def _image(self) -> int:
         return self.anatomy.image_token_id
-
-    def _sorted(
-        self, rows: Sequence[Prepared], seen: list[list[Tensor]]
-    ) -> list[tuple[Prepared, Tensor, Tensor]]:
-        by_row = torch.stack([outputs[0] for outputs in seen], dim=2)  # rows, 2, layers, width
-        return [
-            (row, states[0], states[1])
-            for row, states in zip(rows, by_row, strict=True)
-            if self._aligns(row)
-        ]
 
     def _shown(self, rows: Sequence[Prepared]) -> dict[str, Any]:
         return self._features.given(
@@ -375,15 +408,25 @@ class ProjectorLoss:
 
 @dataclass(frozen=True)
 class _Told:
-    """A text in place of a picture, and the request that it makes."""
+    """A text in place of a picture, the request that it makes, and the places that count."""
 
     text: str
     request: Request
+    places: int
 
 
-def _told(lesson: Lesson, text: str) -> _Told:
-    request = lesson.request
-    return _Told(text, Request(f"{text} {request.text}", system=request.system))
+_TOGETHER = 64
+"""Texts that are run at once."""
+
+
+def _end(places: int) -> Callable[[Tensor], Tensor]:
+    return lambda states: states[:, -places:].float()
+
+
+def _stacked(seen: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    """Put what was kept of every layer together: I and R, (places, layers, hidden size) each."""
+    image, beside = torch.stack([outputs[0] for outputs in seen], dim=2)
+    return image, beside
 
 
 def image_span(ids: Tensor, token: int) -> Tensor:
