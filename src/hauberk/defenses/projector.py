@@ -79,9 +79,7 @@ class Part:
         wanted = {id(weight) for module in modules for weight in module.parameters()}
         kept = {id(weight) for weight in _embeddings(model)}
         return {
-            name: weight
-            for name, weight in model.named_parameters()
-            if id(weight) in wanted - kept
+            name: weight for name, weight in model.named_parameters() if id(weight) in wanted - kept
         }
 
     def adapted(self, model: PreTrainedModel) -> dict[str, nn.Linear]:
@@ -164,7 +162,9 @@ class Projector:
                 changed[index] = self.retrieved.put(requests[index], text)
         return changed
 
-    def with_retrieved(self, retrieved: Retrieved | None, retriever: Retriever | None) -> "Projector":
+    def with_retrieved(
+        self, retrieved: Retrieved | None, retriever: Retriever | None
+    ) -> "Projector":
         """The same weights with retrieved texts in the prompts, or without."""
         other = Projector(
             self.tensors, self.part, self.about, retrieved=retrieved, retriever=retriever
@@ -239,9 +239,7 @@ class Projector:
             parameters[name].data = value
         _REPLACED.add(model)
 
-    def _fitted(
-        self, model: PreTrainedModel
-    ) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    def _fitted(self, model: PreTrainedModel) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
         if self._bound:
             self._bound.check(model)
         if model in _REPLACED:

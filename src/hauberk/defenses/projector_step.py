@@ -160,7 +160,9 @@ class ProjectorLoss:
             told |= dict.fromkeys(self._told(row))
         found = dict(zip(told, self._states_of(list(told)), strict=True))
         if found:
-            self._centre = torch.cat([found[self._told(r)[0]] for r in prepared if r.places]).mean(0)
+            self._centre = torch.cat([found[self._told(r)[0]] for r in prepared if r.places]).mean(
+                0
+            )
         return [self._targeted(row, found) for row in prepared]
 
     def _placed(self, row: Prepared) -> Prepared:
@@ -373,9 +375,10 @@ class ProjectorLoss:
         return self.anatomy.image_token_id
 
     def _shown(self, rows: Sequence[Prepared]) -> dict[str, Any]:
-        return self._features.given(
-            [(row.lesson.request.images, row.pixels) for row in rows if row.pixels]
-        )
+        with self._computing():
+            return self._features.given(
+                [(row.lesson.request.images, row.pixels) for row in rows if row.pixels]
+            )
 
     def _text(self, rows: Sequence[Prepared]) -> tuple[dict[str, Tensor], Tensor]:
         """Lay out prompts with answers, and the labels at the places of these.
@@ -434,9 +437,7 @@ def image_span(ids: Tensor, token: int) -> Tensor:
     return ids == token
 
 
-def prompt_span(
-    processor: ProcessorMixin, request: Request, text: str, ids: Tensor
-) -> Tensor:
+def prompt_span(processor: ProcessorMixin, request: Request, text: str, ids: Tensor) -> Tensor:
     """Tell which positions of a prompt are of ``text``, a part of what is asked.
 
     What an image is expanded to stands between, so tokens are counted from the end of the prompt

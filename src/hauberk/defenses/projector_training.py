@@ -261,9 +261,7 @@ class _Student:
         if half:
             for weight in self.factors.values():
                 weight.data = weight.data.float()
-        self.start = {
-            name: weight.detach().float().clone() for name, weight in self.leaves.items()
-        }
+        self.start = {name: weight.detach().float().clone() for name, weight in self.leaves.items()}
 
     @property
     def leaves(self) -> dict[str, nn.Parameter]:
@@ -356,12 +354,15 @@ def _in_place(model: nn.Module, path: str, layer: nn.Module) -> Iterator[None]:
 @contextmanager
 def _checkpointing(model: PreTrainedModel) -> Iterator[None]:
     training = model.training
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train()  # transformers computes again only then
+    # transformers gave it another name in the course of version 5
+    new = hasattr(model, "activation_checkpointing_enable")
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    getattr(model, f"{name}_enable")({"use_reentrant": False})
+    model.train()  # activations are computed again only then
     try:
         yield
     finally:
-        model.gradient_checkpointing_disable()
+        getattr(model, f"{name}_disable")()
         model.train(training)
 
 
