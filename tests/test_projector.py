@@ -167,7 +167,7 @@ def test_a_changed_bundle_is_not_read(tiny, tmp_path, what):
     if what == "byte":
         file = folder / "projector.safetensors"
         save_file({name: t + 1 for name, t in load_file(file).items()}, file)
-    with pytest.raises(TamperedBundle, match="projector.safetensors"):
+    with pytest.raises(TamperedBundle, match=r"projector\.safetensors"):
         load(folder, tiny.model, tiny.processor)
 
 
@@ -248,7 +248,7 @@ def test_a_bundle_that_wants_a_retrieved_text_says_so(tiny, tmp_path):
     assert system == "a lamp ."
 
 
-@pytest.mark.parametrize("wrong", [{"mode": "all"}, {"rank": 0}, {"alpha": 0.0}])
+@pytest.mark.parametrize("wrong", [{"mode": "all"}, {"rank": 0}, {"alpha": 0}])
 def test_a_wrong_part_is_named(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         replace(Part(), **wrong)

@@ -159,7 +159,7 @@ def test_a_checkpoint_of_another_run_is_not_taken_up(tiny, tmp_path, other):
     if other == "setting":
         more["setting"] = replace(SETTING, rate=2e-2)
     if other == "part":
-        more["part"] = replace(PARTS[1], alpha=8.0)
+        more["part"] = replace(PARTS[1], alpha=8)
     if other == "alignment":
         more["loss"] = loss_of(tiny, pair=5.0)
     if other == "lessons":

@@ -55,7 +55,7 @@ def test_a_small_index_needs_no_faiss(monkeypatch):
 
 
 def test_an_unknown_backend_is_named():
-    with pytest.raises(ValueError, match="'annoy'.*auto, product, faiss"):
+    with pytest.raises(ValueError, match=r"'annoy'.*auto, product, faiss"):
         TextIndex(("a",), unit(1)).search(unit(1), 1, "annoy")
 
 
@@ -148,7 +148,7 @@ def test_a_bundle_is_bound_to_its_encoder(index, tiny_clip, tiny_siglip, tmp_pat
 def test_a_changed_bundle_is_not_read(index, tiny_clip, tmp_path):
     folder = index.save(tmp_path / "b", binding_of(tiny_clip.model, tiny_clip.processor))
     (folder / "texts.json").write_text("{}")
-    with pytest.raises(TamperedBundle, match="texts.json"):
+    with pytest.raises(TamperedBundle, match=r"texts\.json"):
         TextIndex.load(folder, tiny_clip.model, tiny_clip.processor)
 
 

@@ -214,8 +214,8 @@ def check_lengths(clip: PreTrainedModel, processor: ProcessorMixin, texts: Seque
     for text, length in zip(texts, lengths, strict=True):
         if length > limit:
             raise ValueError(
-                f"{text!r} has {length} tokens, the model reads {limit}; shorten it, or the template "
-                "of a concept."
+                f"{text!r} has {length} tokens, the model reads {limit}; shorten it, or the "
+                "template of a concept."
             )
 
 

@@ -16,13 +16,12 @@ are is the position:
               picture; R: over the retrieved text's, where that stands in the prompt.  As the
               authors write it.
     decision  I: the last position of the prompt, where the answer is decided; C: the same of the
-              text twin, "CAPTION QUESTION"; R: the same of "RETRIEVED QUESTION".  Ours: on
-              miniature models the literal reading closed nothing of the gap, and this did.
+              text twin, "CAPTION QUESTION"; R: the same of "RETRIEVED QUESTION".  Ours.
     question  I, C, R: as decision, but at every position of the question, whose tokens are the same
               in all runs; the mean over them is taken with that over b and k.  Ours.
 
 The authors' code computes both terms with ``math.exp``, which has no gradient: what it trains is
-the language model loss alone.  Here they are tensors, and a test holds their gradients against zero.
+the language model loss alone.  Here they are tensors, and tests ask for their gradients.
 
 Source: Xu et al., "Cross-Modal Safety Mechanism Transfer in Large Vision-Language Models" (TGA),
 ICLR 2025, arXiv:2410.12662, and the authors' code, from which the weights are.

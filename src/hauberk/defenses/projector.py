@@ -4,8 +4,8 @@ The language model refuses a harmful request in words and answers it when a pict
 The weights were trained (:mod:`hauberk.defenses.projector_training`) so that a picture does to the
 decoder what its caption does; the refusal follows, though none was trained on.  What is changed:
 
-    projector  all that connects tower and decoder: LLaVA's and InternVL's ``multi_modal_projector``,
-               the ``merger`` of Qwen's tower, and the further mergers of a deepstack
+    projector  all that connects tower and decoder: the ``multi_modal_projector`` of LLaVA and of
+               InternVL, the ``merger`` of Qwen's tower, and the further mergers of a deepstack
     lora       the same, and low-rank changes of the decoder blocks up to the last aligned one
     decoder    the same, and all weights of the decoder's blocks and its last norm
 
@@ -60,7 +60,7 @@ class Part:
     last: int | None = None
     """Of ``lora``: the last decoder block that is changed, counted from 0; None for all."""
     rank: int = 16
-    alpha: float = 32.0
+    alpha: int = 32
     """The product of the factors counts alpha / rank; twice the rank is common practice."""
 
     def __post_init__(self) -> None:

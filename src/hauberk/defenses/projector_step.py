@@ -236,21 +236,23 @@ class ProjectorLoss:
         requests, layers = [one.request for one in told], list(self.alignment.layers)
         if self.alignment.position == "image":
             texts = [one.text for one in told]
-            means = text_states(self.model, self.processor, requests, texts) if told else []
+            if not told:
+                return []
+            means = text_states(self.model, self.processor, requests, texts)
             return [mean[None, layers].to(self.model.device) for mean in means]
-        found: list[Tensor] = []
-        for start in range(0, len(told), _TOGETHER):
-            part = told[start : start + _TOGETHER]
-            inputs = encode(self.processor, requests[start : start + _TOGETHER])
-            most = max(one.places for one in part)
-            text = dict(inputs.to(self.model.device))
-            body: Callable[..., Any] = self.model.base_model
-            last = self.anatomy.blocks[max(layers)]
-            with self._computing(), recording(self._aligned_blocks, _end(most)) as seen:
-                run_to(last, lambda text=text: body(**text, use_cache=False))  # type: ignore[misc]
-            states = torch.stack([outputs[0] for outputs in seen], dim=2)
-            found += [row[most - one.places :] for row, one in zip(states, part, strict=True)]
-        return found
+        batches = (told[at : at + _TOGETHER] for at in range(0, len(told), _TOGETHER))
+        return [states for batch in batches for states in self._end_states(batch)]
+
+    def _end_states(self, told: Sequence["_Told"]) -> list[Tensor]:
+        """States of the last places of prompts in text, run as one batch."""
+        most = max(one.places for one in told)
+        text = encode(self.processor, [one.request for one in told]).to(self.model.device)
+        body: Callable[..., Any] = self.model.base_model
+        last = self.anatomy.blocks[max(self.alignment.layers)]
+        with self._computing(), recording(self._aligned_blocks, _end(most)) as seen:
+            run_to(last, lambda: body(**text, use_cache=False))
+        states = torch.stack([outputs[0] for outputs in seen], dim=2)
+        return [row[most - one.places :] for row, one in zip(states, told, strict=True)]
 
     def __call__(self, rows: Sequence[Prepared], progress: float) -> Measured:
         """Measure a batch, with a graph to differentiate.
@@ -338,8 +340,10 @@ class ProjectorLoss:
         return [self.anatomy.blocks[layer] for layer in self.alignment.layers]
 
     def _keep(self, rows: Sequence[Prepared]) -> Callable[[Tensor], Tensor]:
-        """Reduce states (rows, positions, hidden size) to I and R of each place that is aligned:
-        (2, places, hidden size) float32."""
+        """Reduce states (rows, positions, hidden size) to I and R of every aligned place.
+
+        These are (2, places, hidden size) float32.
+        """
         aligns = [index for index, row in enumerate(rows) if self._aligns(row)]
         chosen = [rows[index] for index in aligns]
         if self.alignment.position == "image":

@@ -545,4 +545,5 @@ def _resumed(path: Path | None, key: str) -> _State | None:
         return None
     told = json.loads(about["state"])
     told["validated"] = {int(step): score for step, score in told["validated"].items()}
-    return _State(**tensors, **told)
+    trained, means, squares, best = (tensors[kind] for kind in _TENSORS)
+    return _State(trained, means, squares, best, **told)
