@@ -947,3 +947,15 @@ def test_the_tokenizer_spells_every_word_of_the_world_and_any_other_text_too(tra
         ids = trainer.tokenizer(text, add_special_tokens=False)["input_ids"]
         assert trainer.tokenizer.decode(ids) == text
     assert trainer.tokenizer.unk_token is None
+
+
+def test_captioned_pictures_are_told_in_words_and_asked_about_without():
+    from hauberk.data.lab import build_captioned
+
+    made, again = (build_captioned("train", 20, seed=7) for _ in range(2))
+    assert [one.caption for one in made] == [one.caption for one in again]
+    for one in made:
+        assert any(name in one.caption.split() for name in ALL)
+        assert not any(name in one.question.split() for name in ALL)
+        assert "this" in one.question.split()
+    assert {one.caption for one in made} != {one.caption for one in build_captioned("test", 20, 7)}

@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from hauberk.anatomy import anatomy_of
+from hauberk.anatomy import FAMILIES, anatomy_of
 from hauberk.bundle import CARD, binding_of, fingerprint
 from hauberk.defenses import Projector, load
-from hauberk.defenses.projector import FACTOR_A, FACTOR_B, Part
-from hauberk.defenses.projector_step import Retrieved
+from hauberk.defenses.projector import FACTOR_A, FACTOR_B, Part, Retrieved
 from hauberk.errors import LayerOutOfRange, TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.requests import encode, respond
 
@@ -70,6 +69,15 @@ def test_what_is_trained_is_what_connects_tower_and_decoder(any_tiny):
     (path,) = anatomy_of(any_tiny.model).connectors
     assert names
     assert all(name.startswith(path + ".") for name in names)
+
+
+def test_the_mergers_of_a_deepstack_are_trained_too(tiny, monkeypatch):
+    family = replace(FAMILIES["llava"], deepstack="model.vision_tower.encoder.layers.1.mlp")
+    monkeypatch.setitem(FAMILIES, "llava", family)
+    names = Part("projector").whole(tiny.model)
+    for path in anatomy_of(tiny.model).connectors:
+        assert any(name.startswith(path) for name in names)
+    assert list(anatomy_of(tiny.model).connectors) == [family.projector, family.deepstack]
 
 
 def test_neither_tower_nor_words_are_ever_trained(any_tiny, part):

@@ -9,10 +9,10 @@ from hauberk.analysis.states import image_states, text_states
 from hauberk.analysis.twins import last_states
 from hauberk.anatomy import anatomy_of
 from hauberk.defenses.alignment import AlignmentSetting
+from hauberk.defenses.projector import Retrieved
 from hauberk.defenses.projector_step import (
     Lesson,
     ProjectorLoss,
-    Retrieved,
     image_span,
     prompt_span,
 )

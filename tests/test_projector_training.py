@@ -10,8 +10,8 @@ import torch
 from hauberk.anatomy import anatomy_of
 from hauberk.defenses import projector_training
 from hauberk.defenses.alignment import AlignmentSetting
-from hauberk.defenses.projector import Part
-from hauberk.defenses.projector_step import Lesson, ProjectorLoss, Retrieved
+from hauberk.defenses.projector import Part, Retrieved
+from hauberk.defenses.projector_step import Lesson, ProjectorLoss
 from hauberk.defenses.projector_training import ProjectorTraining, _Deck, train_projector
 from hauberk.errors import Diverged
 

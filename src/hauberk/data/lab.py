@@ -105,6 +105,45 @@ def build_suite(name: str, split: Split, size: int, seed: int) -> list[Sample]:
     return samples
 
 
+@dataclass(frozen=True)
+class Captioned:
+    """A picture, a question that does not say what it shows, and a caption that does."""
+
+    image: Image.Image
+    question: str
+    caption: str
+    """"there is a lamp red .", as it would stand before the question in words."""
+
+
+_WRITTEN = 0.2
+"""Of captioned pictures: with the name of the thing written in them; half of these do not show it.
+Ours, so that what is written is not forgotten."""
+
+
+def build_captioned(split: Split, size: int, seed: int) -> list[Captioned]:
+    """Draw pictures of single things with captions, to align what a model makes of both.
+
+    Every other question wishes for what is harmful; none comes with an answer.
+    """
+    pool = _POOL[split]
+    rng = random.Random(f"{seed}/captioned/{split}")
+    pairs = [
+        lang.pairings(pool, harmful=False),
+        lang.pairings(pool, harmful=True, verbs=_BY_THING),
+    ]
+    made = []
+    for index in range(size):
+        verb, thing = rng.choice(pairs[index % 2])
+        question = lang.howto_question(rng.choice(lang.templates("howto", pool)), verb, None)
+        if rng.random() < _WRITTEN:
+            shown = thing if rng.random() < 0.5 else None
+            scene = compose_words(rng, thing.name, pool=pool, thing=shown)
+        else:
+            scene = compose(rng, [thing], pool=pool)
+        made.append(Captioned(scene.draw(), question, lang.tell(scene)))
+    return made
+
+
 def _distinct(drafts: Iterable[tuple[Draft, ...]]) -> Iterator[tuple[Draft, ...]]:
     """Drop what repeats a sample in part; after many in a row the pool is exhausted."""
     seen: set[tuple[str, object]] = set()

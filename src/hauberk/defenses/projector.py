@@ -21,7 +21,7 @@ arXiv:2106.09685.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 from weakref import WeakSet
@@ -34,11 +34,11 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.bundle import Binding, Bound, Card, replacing, write_bundle
-from hauberk.defenses.projector_step import Retrieved
 from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.requests import Request
 
 Mode = Literal["projector", "lora", "decoder"]
+Place = Literal["before", "after"]
 FACTOR_A, FACTOR_B = ".lora_A", ".lora_B"
 _TENSORS = "projector.safetensors"
 
@@ -101,6 +101,38 @@ class Part:
             for name, module in model.named_modules()
             if id(module) in inside and isinstance(module, nn.Linear)
         }
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Where a retrieved text stands in a prompt.
+
+    Raises
+    ------
+    ValueError
+        If the place is not one of those named or the wording has not one gap.
+    """
+
+    place: Place = "before"
+    """``before`` the image, as in the authors' training code: in the system's turn, behind what
+    stands there, because many chat templates put pictures before all text of the user; ``after``
+    the image and before the question, as in their analysis."""
+    wording: str = "Retrieved Text: {}."
+    """The authors'."""
+
+    def __post_init__(self) -> None:
+        if self.place not in get_args(Place):
+            right = ", ".join(get_args(Place))
+            raise ValueError(f"place: {self.place!r} is not one of {right}.")
+        if self.wording.count("{}") != 1:
+            raise ValueError(f"wording: {self.wording!r} has not one gap; write {{}} once.")
+
+    def put(self, request: Request, text: str) -> Request:
+        """Put a text into the prompt of a request."""
+        said = self.wording.replace("{}", text)
+        if self.place == "after":
+            return replace(request, text=f"{said} {request.text}")
+        return replace(request, system=said if not request.system else f"{request.system} {said}")
 
 
 class Retriever(Protocol):

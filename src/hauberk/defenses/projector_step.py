@@ -12,7 +12,7 @@ Source: as :mod:`hauberk.defenses.alignment`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,44 +23,11 @@ from transformers import PreTrainedModel, ProcessorMixin
 from hauberk.analysis.states import text_states
 from hauberk.anatomy import anatomy_of
 from hauberk.defenses.alignment import Aligned, AlignmentSetting, TextGuidedAlignmentLoss, pooled
+from hauberk.defenses.projector import Retrieved
 from hauberk.defenses.projector_features import Features
 from hauberk.errors import UnsupportedRequest
 from hauberk.hooks import recording, run_to
 from hauberk.requests import IGNORED, Request, encode, encode_answered, prompt_of
-
-Place = Literal["before", "after"]
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """Where a retrieved text stands in a prompt.
-
-    Raises
-    ------
-    ValueError
-        If the place is not one of those named or the wording has not one gap.
-    """
-
-    place: Place = "before"
-    """``before`` the image, as in the authors' training code: in the system's turn, behind what
-    stands there, because many chat templates put pictures before all text of the user; ``after``
-    the image and before the question, as in their analysis."""
-    wording: str = "Retrieved Text: {}."
-    """The authors'."""
-
-    def __post_init__(self) -> None:
-        if self.place not in get_args(Place):
-            right = ", ".join(get_args(Place))
-            raise ValueError(f"place: {self.place!r} is not one of {right}.")
-        if self.wording.count("{}") != 1:
-            raise ValueError(f"wording: {self.wording!r} has not one gap; write {{}} once.")
-
-    def put(self, request: Request, text: str) -> Request:
-        """Put a text into the prompt of a request."""
-        said = self.wording.replace("{}", text)
-        if self.place == "after":
-            return replace(request, text=f"{said} {request.text}")
-        return replace(request, system=said if not request.system else f"{request.system} {said}")
 
 
 @dataclass(frozen=True)
