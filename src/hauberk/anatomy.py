@@ -27,6 +27,8 @@ class Family:
     projector: str
     layouts: Mapping[str, Layout]
     """By the model type of the vision tower."""
+    deepstack: str | None = None
+    """A module list of further mergers, whose features are added to the first decoder blocks."""
 
 
 FAMILIES = {
@@ -54,6 +56,9 @@ class Anatomy:
     hidden_size: int
     vision_tower: nn.Module
     projector: nn.Module
+    connectors: Mapping[str, nn.Module]
+    """All that connects picture and text, by dotted path below the model: the projector first (a
+    merger, in some families), and what further mergers there are."""
     image_token_id: int
     """The placeholder that stands in ``input_ids`` once for every image feature."""
     layout: Layout
@@ -105,6 +110,11 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         hidden_size=model.config.get_text_config().hidden_size,
         vision_tower=_part(model, family.vision_tower, "vision tower"),
         projector=_part(model, family.projector, "projector"),
+        connectors={
+            path: _part(model, path, "projector")
+            for path in (family.projector, family.deepstack)
+            if path is not None
+        },
         image_token_id=model.config.image_token_id,
         layout=family.layouts[eyes],
     )

@@ -180,9 +180,9 @@ def build_bank(
     """
     _check_names(categories, reference, templates)
     texts = [text for row in _filled([*categories, *reference], templates) for text in row]
-    _check_lengths(clip, processor, texts)
+    check_lengths(clip, processor, texts)
     found = [
-        _encoded(clip, processor, texts[start : start + batch_size])
+        encode_texts(clip, processor, texts[start : start + batch_size])
         for start in range(0, len(texts), batch_size)
     ]
     features = torch.cat(found).unflatten(0, (-1, len(templates)))
@@ -197,7 +197,9 @@ def build_bank(
     )
 
 
-def _encoded(clip: Any, processor: ProcessorMixin, texts: Sequence[str]) -> Tensor:
+@torch.no_grad()
+def encode_texts(clip: Any, processor: ProcessorMixin, texts: Sequence[str]) -> Tensor:
+    """Encode texts, in one batch: (texts, d) float32 on the CPU, rows of length 1."""
     # SigLIP was trained on texts that are padded to the full length, and masks nothing.
     padding = "max_length" if clip.config.model_type.startswith("siglip") else True
     tokens = processor.tokenizer(list(texts), padding=padding, return_tensors="pt").to(clip.device)
@@ -205,14 +207,15 @@ def _encoded(clip: Any, processor: ProcessorMixin, texts: Sequence[str]) -> Tens
     return normalize(features.float(), dim=-1).cpu()
 
 
-def _check_lengths(clip: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str]) -> None:
+def check_lengths(clip: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str]) -> None:
+    """Raise ValueError, naming it, for a text that is longer than the model reads."""
     limit = clip.config.text_config.max_position_embeddings
     lengths = map(len, processor.tokenizer(list(texts))["input_ids"])
     for text, length in zip(texts, lengths, strict=True):
         if length > limit:
             raise ValueError(
-                f"{text!r} has {length} tokens, the model reads {limit}; shorten the concept or "
-                "the template."
+                f"{text!r} has {length} tokens, the model reads {limit}; shorten it, or the "
+                "template of a concept."
             )
 
 

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 from hauberk.bundle import check_binding, read_card
 from hauberk.concepts import METHOD as CONCEPT_BANK
 from hauberk.defenses.guardalign import GuardAlign
+from hauberk.defenses.projector import Projector
 from hauberk.defenses.protocol import Defense, Undefended
 from hauberk.defenses.safety_prompt import SafetyPrompt
 from hauberk.defenses.shift import Shift
 from hauberk.defenses.stack import Stack
 from hauberk.errors import BadBundle
+from hauberk.retrieval import METHOD as TEXT_INDEX
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -19,6 +21,7 @@ DEFENSES: dict[str, type[Defense]] = {
     "cmrm": Shift,
     "davsp": SafetyPrompt,
     "guardalign": GuardAlign,
+    "tga": Projector,
 }
 
 
@@ -52,6 +55,11 @@ def load(
             f"{home} is a concept bank, which defends nothing by itself; read it with "
             "hauberk.concepts.ConceptBank.load(folder, clip, processor), or load a GuardAlign."
         )
+    if card.method == TEXT_INDEX:
+        raise BadBundle(
+            f"{home} is an index of texts, which defends nothing by itself; read it with "
+            "hauberk.retrieval.TextIndex.load(folder, clip, processor), or load a tga bundle."
+        )
     if card.method not in DEFENSES:
         raise BadBundle(
             f"{home}: method {card.method!r} is not one of {sorted(DEFENSES)}; "
@@ -68,6 +76,7 @@ __all__ = [
     "DEFENSES",
     "Defense",
     "GuardAlign",
+    "Projector",
     "SafetyPrompt",
     "Shift",
     "Stack",
