@@ -164,3 +164,23 @@ def test_the_authors_layers_of_32_blocks_are_those_of_their_code():
 def test_a_wrong_setting_is_named(wrong, said):
     with pytest.raises(ValueError, match=said):
         AlignmentSetting(**{"layers": (0,)} | wrong)
+
+
+def test_the_divergence_is_nothing_where_both_say_the_same_and_is_that_of_the_formula():
+    head = states(5)[0, 0].new_tensor(torch.randn(11, states().shape[-1]).tolist())
+    loss = TextGuidedAlignmentLoss(
+        AlignmentSetting((1,), form="kl", pair=1.0, margin=0.0, decay=False),
+        read=lambda found: found @ head.T,
+    )
+    image, caption = states(1)[:, :1], states(2)[:, :1]
+    assert loss(caption, caption).loss.item() == pytest.approx(0, abs=1e-6)
+    wanted, said = ((each[:, 0] @ head.T).log_softmax(-1) for each in (caption, image))
+    apart = (wanted.exp() * (wanted - said)).sum(-1).mean()
+    torch.testing.assert_close(loss(image, caption).loss, apart)
+
+
+def test_the_divergence_needs_a_position_of_words_and_a_reading():
+    with pytest.raises(ValueError, match="no word follows an image's position"):
+        AlignmentSetting((1,), form="kl", position="image")
+    with pytest.raises(ValueError, match="give `read`"):
+        TextGuidedAlignmentLoss(AlignmentSetting((1,), form="kl"))

@@ -274,3 +274,39 @@ def test_lessons_that_teach_nothing_are_refused(tiny, kind):
 def test_a_wrong_place_of_a_text_is_named(wrong, said):
     with pytest.raises(ValueError, match=said):
         Retrieved(**wrong)
+
+
+def last_of(tiny):
+    return (len(anatomy_of(tiny.model).blocks) - 1,)
+
+
+@pytest.mark.parametrize("term", ["pair", "margin"])
+def test_what_is_said_next_has_a_gradient_by_the_projector(any_tiny, lessons, term):
+    weights = {"pair": 0.0, "margin": 0.0, term: 1.0}
+    loss = loss_of(any_tiny, form="kl", layers=last_of(any_tiny), **weights)
+    found, slopes = gradients(any_tiny, loss, loss.prepare(lessons[:3], 8))
+    assert found.loss.item() == pytest.approx(getattr(found.aligned, term).item())
+    assert torch.stack([slope.norm() for slope in slopes]).norm() > 1e-6
+
+
+def test_what_is_said_next_is_compared_as_the_model_itself_says_it(any_tiny, lessons):
+    loss = loss_of(any_tiny, form="kl", layers=last_of(any_tiny), pair=1.0)
+    with torch.no_grad():
+        found = loss(loss.prepare(lessons[:3], 8), 0.0)
+
+    def says(request):
+        inputs = encode(any_tiny.processor, [request])
+        with torch.no_grad():
+            return any_tiny.model(**inputs).logits[0, -1].float().log_softmax(-1)
+
+    apart = []
+    for lesson in lessons[:3]:
+        twin = Request(f"{lesson.caption} {lesson.request.text}", system=lesson.request.system)
+        wanted, said = says(twin), says(lesson.request)
+        apart.append((wanted.exp() * (wanted - said)).sum())
+    torch.testing.assert_close(found.aligned.pair, torch.stack(apart).mean(), rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_said_next_is_read_after_the_last_block(tiny):
+    with pytest.raises(ValueError, match=r"layers: \(0,\) is wrong for form 'kl'"):
+        loss_of(tiny, form="kl", layers=(0,))

@@ -132,7 +132,6 @@ class Lens:
     """The probability of all refusal tokens together, (n, states) float32."""
 
 
-@torch.no_grad()
 def next_token_logits(
     model: PreTrainedModel, blocks: Sequence[nn.Module], states: Tensor
 ) -> Tensor:
@@ -148,7 +147,7 @@ def next_token_logits(
 
     Returns
     -------
-    Tensor (n, vocabulary), float32
+    Tensor (n, vocabulary), float32, with a gradient by the states where they have one
     """
     image = getattr(model.config, "image_token_id", None)
     any_token = torch.tensor([[1 if image == 0 else 0]], device=model.device)

@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin
 
+from hauberk.analysis.safety_layers import next_token_logits
 from hauberk.analysis.states import text_states
 from hauberk.anatomy import anatomy_of
 from hauberk.defenses.alignment import Aligned, AlignmentSetting, TextGuidedAlignmentLoss, pooled
@@ -103,6 +104,12 @@ class ProjectorLoss:
     def __post_init__(self) -> None:
         self.anatomy = anatomy_of(self.model)
         self.anatomy.check_layers(self.alignment.layers)
+        last = len(self.anatomy.blocks) - 1
+        if self.alignment.form == "kl" and self.alignment.layers != (last,):
+            raise ValueError(
+                f"layers: {self.alignment.layers} is wrong for form 'kl', which the head reads "
+                f"after the last block; {(last,)} is right."
+            )
         self._features = Features(self.model, self.anatomy, self.features)
         self._pad = int(self.processor.tokenizer.pad_token_id)
         if self.autocast is None and self.model.dtype in (torch.bfloat16, torch.float16):
@@ -266,7 +273,7 @@ class ProjectorLoss:
             rivals = [row.rival for row in rows]
             beside = torch.cat([n if r is None else r for n, r in zip(none, rivals, strict=True)])
         there = torch.tensor(told, device=image.device).repeat_interleave(counts)
-        return TextGuidedAlignmentLoss(self.alignment, self._centre)(
+        return TextGuidedAlignmentLoss(self.alignment, self._centre, self._read)(
             image,
             caption,
             beside if there.any() else None,
@@ -274,6 +281,9 @@ class ProjectorLoss:
             weights=(1 / counts).repeat_interleave(counts),
             progress=progress,
         )
+
+    def _read(self, states: Tensor) -> Tensor:
+        return next_token_logits(self.model, self.anatomy.blocks, states.to(self.model.dtype))
 
     def _answered(self, rows: Sequence[Prepared]) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Run rows with their answers: states of those that align, and the answers' loss."""
