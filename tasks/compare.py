@@ -2,7 +2,7 @@
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
      artifacts/MODEL/guardalign/parts, artifacts/MODEL/davsp/parts,
-     artifacts/MODEL/davsp/attacked, artifacts/MODEL/tga/layers, artifacts/transfer,
+     artifacts/MODEL/davsp/attacked, artifacts/MODEL/tga/{layers,parts}, artifacts/transfer,
      artifacts/MODEL/adversarial, artifacts/data, artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
                 together), forms.json (unsafe answers by whether they have to name their thing),
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
-from tasks.params import DAVSP, GUARDALIGN, Params, is_part
+from tasks.params import DAVSP, GUARDALIGN, TGA, Params, is_part
 from tasks.stage import (
     TRANSFER,
     bundle_folder,
@@ -64,6 +64,7 @@ def run(params: Params) -> Path:
             *(evaluation_folder(model, name) for name in (UNDEFENDED, *params.evaluated)),
             parts_folder(model),
             parts_folder(model, DAVSP),
+            parts_folder(model, TGA),
             TRANSFER,
         ):
             rows, records = read_json(folder / "metrics.json"), read_records(folder / ANSWERS)
@@ -92,6 +93,7 @@ def run(params: Params) -> Path:
         detection=detection,
         frames={model: _frame(params, model) for model in params.models},
         gaps={model: _gap(model) for model in params.models},
+        projectors={model: _projector(model) for model in params.models},
         layers={model: read_json(layers_folder(model) / "layers.json") for model in params.models},
         context=_context(params),
     )
@@ -135,6 +137,14 @@ def _frame(params: Params, model: str) -> dict[str, Any]:
     pictures = {"frame": png(prompt.picture()), "example": png(prompt.framed(shown.image))}
     attacked = read_json(folder.parent / "attacked" / "metrics.json")
     return {**read_json(folder / "training.json"), **pictures, "attacked": attacked}
+
+
+def _projector(model: str) -> dict[str, Any]:
+    """How the weights of a model were trained, and those that explain it."""
+    return {
+        **read_json(bundle_folder(model, TGA) / "training.json"),
+        "variants": read_json(parts_folder(model, TGA) / "trainings.json"),
+    }
 
 
 def _by_defense(records: "list[Record]") -> "list[tuple[str, list[Record]]]":
@@ -211,7 +221,8 @@ def _parts(params: Params) -> dict[str, Any]:
     """What the parts of defenses were checked for, part by part as an evaluation is."""
     cards = {
         model: [
-            read_json(parts_folder(model, whole) / "card.json") for whole in (GUARDALIGN, DAVSP)
+            read_json(parts_folder(model, whole) / "card.json")
+            for whole in (GUARDALIGN, DAVSP, TGA)
         ]
         + [read_json(TRANSFER / "card.json")["tried"][model]]
         for model in params.models

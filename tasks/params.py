@@ -339,15 +339,14 @@ class SafetyPromptParams:
 class AlignmentParams:
     """What is aligned, and whether a retrieved text stands in the prompts that are trained on.
 
-    See :class:`hauberk.defenses.alignment.AlignmentSetting`, whose defaults these are but for
-    ``layers``: blocks counted from 0, or the ``last``, those that were ``located``, or those at the
-    ``authors``' depth.
+    See :class:`hauberk.defenses.alignment.AlignmentSetting`; what is left out is ours.
     """
 
     layers: (
         Literal["last", "located", "authors"]
         | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     ) = "last"
+    """Blocks counted from 0, the last one, those that were located, or those of the authors."""
     form: Literal["kl", "exp", "log"] = "kl"
     position: Literal["decision", "question", "image"] = "decision"
     pair: Annotated[float, Field(ge=0)] = 1.0
@@ -405,8 +404,8 @@ class ProjectorParams:
     alignment: AlignmentParams = field(default_factory=AlignmentParams)
     training: ProjectorTrainingParams = field(default_factory=ProjectorTrainingParams)
     variants: dict[str, AlignmentParams] = field(default_factory=dict)
-    """Trained beside it in all else alike, where a profile names them, and measured on ``parts_on``;
-    one with a retrieved text is asked with such texts in the prompts, too."""
+    """Trained beside it, alike in all else, where a profile names them; measured on ``parts_on``.
+    One with a retrieved text is asked with such texts in the prompts, too."""
 
 
 @dataclass(frozen=True)
@@ -505,11 +504,11 @@ class Params:
 
 
 for _section in (
-    Sizes, AttackBudget, FrameBudget, ProjectorBudget, GridSweep, Profile, HarmParams, FrameParams, FrameTraining,
-    SafetyPromptParams, AlignmentParams, ProjectorTrainingParams, TextIndexParams, ProjectorParams,
-    ModelSpec, Variant, ShiftParams, TransportParams, BankParams,
-    GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams, SafetyLayerParams, Margins,
-    Registry, Params,
+    Sizes, AttackBudget, FrameBudget, ProjectorBudget, GridSweep, Profile, HarmParams,
+    FrameParams, FrameTraining, SafetyPromptParams, AlignmentParams, ProjectorTrainingParams,
+    TextIndexParams, ProjectorParams, ModelSpec, Variant, ShiftParams, TransportParams,
+    BankParams, GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams,
+    SafetyLayerParams, Margins, Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 

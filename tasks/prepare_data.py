@@ -40,9 +40,16 @@ def _wanted(params: Params) -> list[tuple[str, str, int]]:
     anchors = {suite for defense in params.defenses.values() for suite in defense.anchors}
     anchors.update(GAP_SUITES)
     calibration = {s for defense in params.defenses.values() for s in defense.calibrate_on}
-    calibration.update(params.guardalign.calibrate_on, params.davsp.validate_on)
+    calibration.update(
+        params.guardalign.calibrate_on, params.davsp.validate_on, params.tga.validate_on
+    )
     anchors.update(params.davsp.harm.harmful, params.davsp.harm.harmless)
-    trained = {*params.davsp.harmful, *params.davsp.harmless}
+    framed = {*params.davsp.harmful, *params.davsp.harmless}
+    projected = {*params.tga.aligned, *params.tga.answered, *params.tga.index.snippets}
+    budget = params.budget
+    trained = dict.fromkeys(framed, budget.frame.samples)
+    for suite in projected:
+        trained[suite] = max(trained.get(suite, 0), budget.projector.samples)
 
     def drawn(suites: Iterable[str]) -> list[str]:
         return sorted({*suites, *ATTACKED.values()} - ATTACKED.keys())
@@ -51,7 +58,7 @@ def _wanted(params: Params) -> list[tuple[str, str, int]]:
         *(("test", suite, sizes.samples) for suite in drawn(params.suites)),
         *(("calibration", suite, sizes.calibration) for suite in drawn(calibration)),
         *(("anchor", suite, sizes.anchor) for suite in sorted(anchors)),
-        *(("train", suite, params.budget.frame.samples) for suite in sorted(trained)),
+        *(("train", suite, trained[suite]) for suite in sorted(trained)),
     ]
 
 

@@ -27,6 +27,8 @@ DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
 BANK = "concept_bank"
 """Stands where the name of a defense would, for the concepts that a CLIP knows."""
+INDEX = "text_index"
+"""Stands there as well, for the texts that a CLIP finds for pictures."""
 GAP = "gap"
 """Stands where the name of a defense would, for the analysis of the undefended model."""
 GAP_SUITES = ("text_image", "text_image_twin", "captions")
@@ -134,6 +136,11 @@ def bundle_folder(model: str, defense: str) -> Path:
 def clip_folder(clip: str, of: str) -> Path:
     """Where the concept bank of a CLIP lies (``of`` is "bundle"), or what it was measured to do."""
     return ARTIFACTS / clip / BANK / of
+
+
+def index_folder(clip: str) -> Path:
+    """Where the texts lie that a CLIP finds for pictures."""
+    return ARTIFACTS / clip / INDEX / "bundle"
 
 
 def parts_folder(model: str, defense: str = GUARDALIGN) -> Path:

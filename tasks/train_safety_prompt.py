@@ -134,8 +134,12 @@ def student_of(
     }
     read = {name: read_suite(file) for name, file in files.items()}
     suites = [*told.harmful, *told.harmless]
-    trained = [sample for suite in dict.fromkeys(suites) for sample in read[f"train/{suite}"]]
-    count = params.budget.frame.validated
+    count, budget = params.budget.frame.validated, params.budget.frame.samples
+    trained = [
+        sample
+        for suite in dict.fromkeys(suites)
+        for sample in spread(read[f"train/{suite}"], budget)
+    ]
     validated = [
         sample
         for suite in told.validate_on

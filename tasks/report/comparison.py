@@ -57,6 +57,8 @@ class Comparison:
     """CLIP -> its detection.json, and under `rows` its metrics.json."""
     frames: Mapping[str, Row] = field(default_factory=dict)
     """Model -> its training.json, and in base64 PNGs of its `frame` and of an `example` in it."""
+    projectors: Mapping[str, Row] = field(default_factory=dict)
+    """Model -> its training.json, and under `variants` what each training beside it measured."""
     gaps: Mapping[str, Row] = field(default_factory=dict)
     """Model -> its gap.json, and under `plots` the SVG of each of its plots."""
     layers: Mapping[str, Row] = field(default_factory=dict)
