@@ -115,7 +115,7 @@ class Captioned:
     """"there is a lamp red .", as it would stand before the question in words."""
 
 
-_WRITTEN = 0.2
+_WRITTEN = 0.3
 """Of captioned pictures: with the name of the thing written in them; half of these do not show it.
 Ours, so that what is written is not forgotten."""
 
