@@ -1,5 +1,6 @@
 """Training a projector: it goes down, resumes bit by bit, and leaves the model as it was."""
 
+import itertools
 import threading
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -37,14 +38,14 @@ def loss_of(tiny, whole=False, retrieved=None, **setting):
 
 def trained(tiny, part=PARTS[0], setting=SETTING, validate=None, loss=None, **more):
     loss = loss or loss_of(tiny)
-    seen = []
-
-    def later(projector):
-        seen.append(projector)
-        return float(len(seen))
-
     rows = loss.prepare(lessons_of(tiny), 8)
-    return train_projector(loss, rows, part, setting, validate or later, **more)
+    return train_projector(loss, rows, part, setting, validate or later(), **more)
+
+
+def later():
+    """Says that every projector is better than the one before."""
+    count = itertools.count()
+    return lambda _: float(next(count))
 
 
 def weights(model):
@@ -137,12 +138,12 @@ def killed_and_resumed(any_tiny, part, tmp_path, kill_after):
         trained(any_tiny, part, validate=killed, checkpoint=file)
     steps = []
 
-    def later(_):
+    def better(_):
         nonlocal calls
         calls += 1
         return float(calls)
 
-    again = trained(any_tiny, part, validate=later, checkpoint=file, progress=steps.append)
+    again = trained(any_tiny, part, validate=better, checkpoint=file, progress=steps.append)
     assert steps[0] == 2 * (kill_after - 1)
     assert sum(steps) == SETTING.steps
     assert same(again.projector.tensors, whole.projector.tensors)
@@ -266,10 +267,15 @@ def test_two_processes_take_the_step_of_one(tiny):
     alone = trained(tiny, setting=setting)
     models = [replace(tiny, model=deepcopy(tiny.model)) for _ in range(2)]
     shared = ({}, threading.Barrier(2, timeout=60))
+    losses = [loss_of(model) for model in models]
+    rows = [loss.prepare(lessons_of(tiny), 8) for loss in losses]  # tokenizers serve one thread
     found = {}
 
     def run(index):
-        found[index] = trained(models[index], setting=setting, processes=Pair(index, shared))
+        pair = Pair(index, shared)
+        found[index] = train_projector(
+            losses[index], rows[index], PARTS[0], setting, later(), processes=pair
+        )
 
     threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
     for thread in threads:

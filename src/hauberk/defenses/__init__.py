@@ -12,7 +12,9 @@ from hauberk.defenses.safety_prompt import SafetyPrompt
 from hauberk.defenses.shift import Shift
 from hauberk.defenses.stack import Stack
 from hauberk.errors import BadBundle
-from hauberk.retrieval import METHOD as TEXT_INDEX
+
+_TEXT_INDEX = "text-index"
+"""The method of hauberk.retrieval, by name: stages that retrieve nothing do not depend on it."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -55,7 +57,7 @@ def load(
             f"{home} is a concept bank, which defends nothing by itself; read it with "
             "hauberk.concepts.ConceptBank.load(folder, clip, processor), or load a GuardAlign."
         )
-    if card.method == TEXT_INDEX:
+    if card.method == _TEXT_INDEX:
         raise BadBundle(
             f"{home} is an index of texts, which defends nothing by itself; read it with "
             "hauberk.retrieval.TextIndex.load(folder, clip, processor), or load a tga bundle."

@@ -19,7 +19,7 @@ ICLR 2025, arXiv:2410.12662, who train projector and decoder whole; low rank: Hu
 arXiv:2106.09685.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -176,7 +176,7 @@ class Projector:
         """Put the retrieved text of the first picture into the prompt, if that is switched on."""
         return self.rewrite_all([request])[0]
 
-    def rewrite_all(self, requests: list[Request]) -> list[Request]:
+    def rewrite_all(self, requests: Sequence[Request]) -> list[Request]:
         """Change many at once: their pictures are looked at together."""
         if self.retrieved is None:
             return list(requests)

@@ -398,9 +398,10 @@ def _descended(
             f"step {step}: the loss is {total}; lower `rate`, or load the model in bfloat16 or "
             "float32, whose range is wide enough."
         )
-    for leaf in student.leaves.values():
-        if leaf.grad is not None and processes is not None:
-            leaf.grad = processes.reduce(leaf.grad, "mean")
+    if processes is not None:
+        for leaf in student.leaves.values():  # of every one, or the processes wait for each other
+            gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            leaf.grad = processes.reduce(gradient, "mean")
     return _row(step, total, seen)
 
 
