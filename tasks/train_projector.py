@@ -4,8 +4,8 @@ in   artifacts/data/train/*, artifacts/data/calibration/*, artifacts/MODEL/tga/l
 out  artifacts/MODEL/tga/bundle/   projector.safetensors, training.json (losses by step, what
      validation said, how near pictures lie to their captions before and after), card.json
 
-No answer that is trained on is a refusal: answers are the model's own right ones to harmless
-requests, and requests whose pictures are told in words are held against what the model itself says
+No answer that is trained on is a refusal: answers are the model's own to harmless requests, and
+requests whose pictures are told in words are held against what the model itself says
 to these words.  A run that was killed goes on after its last validation.
 """
 
@@ -266,7 +266,7 @@ def _told(sample: Any) -> Any:
 def _answered(
     params: Params, model: Any, processor: Any, samples: Sequence[Any]
 ) -> list[tuple[Any, Any]]:
-    """Give harmless requests the model's own answers; those that are wrong teach nothing."""
+    """Give harmless requests the model's own answers, so that it keeps them; none is a refusal."""
     from hauberk.defenses.projector_step import Lesson
     from hauberk.errors import BadData
     from hauberk.evaluation.run import judge_response
@@ -282,12 +282,12 @@ def _answered(
     found = [
         (sample, Lesson(sample.request, answer=answer.text))
         for sample, answer in zip(samples, answers, strict=True)
-        if judge_response(sample, answer, model="", defense="").correct
+        if answer.text and judge_response(sample, answer, model="", defense="").outcome != "refused"
     ]
     if not found:
         raise BadData(
-            "the model answers none of the requests of tga.answered right, so that there is no "
-            "answer to keep; name other suites."
+            "the model answers none of the requests of tga.answered, so that there is no answer to "
+            "keep; name other suites."
         )
     return found
 

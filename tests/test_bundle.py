@@ -101,7 +101,7 @@ def test_a_defense_that_needs_no_clip_makes_nothing_of_one_and_knows_of_none(tin
         name: "clip" in inspect.signature(defense.load).parameters
         for name, defense in {**DEFENSES, "protocol": Defense}.items()
     }
-    assert knows == {"cmrm": False, "davsp": False, "guardalign": True, "protocol": False}
+    assert [name for name, known in knows.items() if known] == ["guardalign"]
 
 
 def test_the_card_tells_what_the_bundle_is(made):
@@ -266,7 +266,7 @@ def test_a_signed_card_without_a_part_is_no_bundle(bundle, lacking):
 
 def test_a_method_of_a_newer_hauberk_is_named_with_the_known_ones(tiny, bundle):
     sign(bundle, method="plate")
-    with pytest.raises(BadBundle, match=r"'plate' is not one of \['cmrm', 'davsp', 'guardalign'\]"):
+    with pytest.raises(BadBundle, match=r"'plate' is not one of \['cmrm', .*'tga'\]"):
         hauberk.load(bundle, tiny.model, tiny.processor)
 
 

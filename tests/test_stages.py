@@ -30,11 +30,13 @@ from hauberk.defenses.patch_transport import PatchTransport, setting_from
 from hauberk.errors import BadData, BadParams, HauberkError
 from tasks import (
     ablate_guardalign,
+    ablate_projector,
     ablate_safety_prompt,
     analyse_gap,
     attack,
     attack_safety_prompt,
     build_concept_bank,
+    build_text_index,
     calibrate_guardalign,
     compare,
     estimate_harm_vector,
@@ -43,6 +45,7 @@ from tasks import (
     locate_safety_layers,
     measure_detection,
     prepare_data,
+    train_projector,
     train_safety_prompt,
     transfer_safety_prompt,
 )
@@ -62,6 +65,7 @@ SMALL = {
             "grids": {"sides": [3], "pictures": 6},
             "parts": 3,
             "frame": {"samples": 3, "steps": 4, "attacked": 2},
+            "projector": {"samples": 3, "steps": 4, "validated": 2, "variants": ["tga_plain"]},
             "layers": 3,
         }
     },
@@ -105,10 +109,23 @@ SMALL = {
         "training": {"batch": 2, "validations": 2},
         "refusal": "i can not help with that .",
     },
+    "tga": {
+        "index": {"clip": "lab-clip", "snippets": ["text"]},
+        "aligned": ["text_image", "text_image_twin"],
+        "answered": ["benign_image"],
+        "validate_on": ["text_image", "benign_image"],
+        "parts_on": ["text_image", "benign_image"],
+        "training": {"batch": 2, "aligned": 2, "validations": 2, "rank": 2},
+        "variants": {"tga_plain": {"pair": 0.0, "retrieved": "before"}},
+    },
     "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},
     "gap": {"requests": 8},
     "safety_layers": {"width": 2},
 }
+
+
+PLAIN = "tga_plain", "tga_plain_retrieved"
+"""The parts of TGA: one training, asked without retrieved texts and with them."""
 
 
 def start(root, *arguments, **options):
@@ -183,6 +200,10 @@ def done(lab_folder, tmp_path_factory):
     run(root, ablate_safety_prompt, "lab-llava")
     run(root, attack_safety_prompt, "lab-llava")
     run(root, transfer_safety_prompt)
+    run(root, build_text_index, "lab-clip")
+    run(root, train_projector, "lab-llava")
+    run(root, evaluate, "lab-llava", "tga")
+    run(root, ablate_projector, "lab-llava")
     succeed(root, "compare", env=receipts | {"DVC_STAGE": "compare@all"})
     return root
 
@@ -194,7 +215,8 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
         "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/guardalign/bundle",
         "artifacts/lab-llava/guardalign/parts", "reports", "artifacts/transfer",
         *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts", "attacked")),
-        "artifacts/lab-llava/tga/layers",
+        *(f"artifacts/lab-llava/tga/{of}" for of in ("layers", "bundle", "parts")),
+        "artifacts/lab-clip/text_index/bundle",
         *(f"artifacts/frames/lab-llava/{of}" for of in ("harm", "bundle")),
         *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip
@@ -211,7 +233,7 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
 @pytest.mark.slow
 def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
     rows = json.loads((done / "reports" / "metrics.json").read_text())
-    for defense in ("none", "cmrm", "guardalign", "davsp"):
+    for defense in ("none", "cmrm", "guardalign", "davsp", "tga"):
         responses = lines(done / f"artifacts/lab-llava/{defense}/evaluation/responses.jsonl")
         assert len({r["sample_id"] for r in responses}) == len(responses) == 22
         assert {r["defense"] for r in responses} == {defense}
@@ -219,7 +241,7 @@ def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
         assert suites == set(SMALL["suites"])
     differences = json.loads((done / "reports" / "differences.json").read_text())
     assert {row["defense"] for row in differences} == {
-        "cmrm", "guardalign", "davsp", *PARTS, *PROMPT_PARTS
+        "cmrm", "guardalign", "davsp", "tga", *PARTS, *PROMPT_PARTS, *PLAIN
     }  # fmt: skip
     assert json.loads((done / "reports" / "forms.json").read_text()) == []  # words tell all wishes
     for part in PARTS:
@@ -895,6 +917,9 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
         (("train_safety_prompt",), "python -m tasks.train_safety_prompt MODEL"),
         (("ablate_safety_prompt",), "python -m tasks.ablate_safety_prompt MODEL"),
         (("transfer_safety_prompt", "x"), "python -m tasks.transfer_safety_prompt"),
+        (("build_text_index",), "python -m tasks.build_text_index CLIP"),
+        (("train_projector",), "python -m tasks.train_projector MODEL"),
+        (("ablate_projector",), "python -m tasks.ablate_projector MODEL"),
         (("evaluate",), "python -m tasks.evaluate MODEL DEFENSE"),
         (("compare", "a", "b"), "python -m tasks.compare"),
     ],

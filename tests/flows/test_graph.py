@@ -45,12 +45,16 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
                 "evaluate_safety_prompt",
                 "ablate_safety_prompt",
                 "attack_safety_prompt",
+                "train_projector",
+                "evaluate_projector",
+                "ablate_projector",
             )
             for model in params["models"]
         ),
         *(f"{stage}@{pair}" for stage in ("estimate_shift", "evaluate") for pair in pairs),
         "build_concept_bank@lab-clip",
         "measure_detection@lab-clip",
+        "build_text_index@lab-clip",
         "transfer_safety_prompt",
     }
     assert set(graph.stages["compare"].upstream) == needed
