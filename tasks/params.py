@@ -397,7 +397,8 @@ class ProjectorParams:
     """Suites of the train split whose pictures are told in words, which are aligned; no answer of
     theirs is trained on.  One that stands there twice counts twice."""
     answered: Annotated[list[str], Field(min_length=1)]
-    """Harmless suites of the train split; the model's own answers to them are to stay."""
+    """Harmless suites of the train split; the model's own answers to them are to stay.  One that
+    stands there twice counts twice."""
     validate_on: Annotated[list[str], Field(min_length=1)]
     """Suites of the calibration split, by which the best weights are chosen."""
     parts_on: Annotated[list[str], Field(min_length=1)]

@@ -76,9 +76,9 @@ class Student:
     model: Any
     processor: Any
     answered: list[Any]
-    """Lessons with an answer."""
+    """Lessons with an answer; those of a suite that is named twice stand there twice."""
     aligned: list[Any]
-    """Lessons with a caption; a suite that is named twice stands there twice."""
+    """Lessons with a caption, likewise."""
     samples: list[Any]
     """Those of both, in this order."""
     validated: list[Any]
@@ -121,7 +121,12 @@ def student_of(params: Params, model_name: str) -> Student:
         for suite in dict.fromkeys(told.answered)
         for sample in spread(read[f"train/{suite}"], budget.samples)
     ]
-    answered = _answered(params, model, processor, asked)
+    counted = Counter(told.answered)
+    answered = [
+        pair
+        for pair in _answered(params, model, processor, asked)
+        for _ in range(counted[pair[0].suite])
+    ]
     shown = [
         sample
         for suite, count in Counter(told.aligned).items()
