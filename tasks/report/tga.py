@@ -230,19 +230,16 @@ def _what(defense: str, found: Row) -> str:
 
 def _told(found: Row) -> str:
     told = found.get("alignment", {})
-    parts = ["retrieved text in the prompt"] if told.get("retrieved") else []
-    if _off(told):
-        parts.append("loss off")
-    else:
-        words = [
-            FORMS.get(told.get("form", ""), ""),
-            _where(told.get("layers")),
-            POSITIONS.get(told.get("position", ""), ""),
-        ]
-        parts.append(" ".join(word for word in words if word))
-    if not found["step"]:
-        parts.append("no weights were better than the model's own")
-    return ", ".join(part for part in parts if part)
+    beside = "retrieved text in the prompt" if told.get("retrieved") else ""
+    words = (
+        FORMS.get(told.get("form", ""), ""),
+        _where(told.get("layers")),
+        POSITIONS.get(told.get("position", ""), ""),
+    )
+    loss = " ".join(filter(None, words))
+    parts = (beside, "loss off") if _off(told) else (loss, beside)
+    kept = "" if found["step"] else "no weights were better than the model's own"
+    return "; ".join(filter(None, (", ".join(filter(None, parts)), kept)))
 
 
 def _where(layers: str | Sequence[int] | None) -> str:

@@ -33,7 +33,7 @@ def draw_merits(axis: "Axes", found: Row) -> None:
     axis.annotate("kept", (steps[kept], merit[kept]), xytext=(0, -16), color=INK,
                   textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
     axis.set(xlabel="step", ylabel="accuracy − unsafe rate (calibration)")
-    axis.margins(y=0.25)
+    axis.margins(x=0.12, y=0.25)
 
 
 def _smoothed(history: Sequence[Row], name: str) -> tuple[list[float], list[float]]:

@@ -124,8 +124,8 @@ def test_every_row_says_how_it_was_trained(found):
         TGA: "what is said next (divergence) after the last block at the end of the prompt",
         CONTROL: "retrieved text in the prompt, loss off",
         f"{CONTROL}_retrieved": "asked with a retrieved text in the prompt",
-        BOTH: "retrieved text in the prompt, what is said next (divergence) after the last block "
-        "at the end of the prompt",
+        BOTH: "what is said next (divergence) after the last block at the end of the prompt, "
+        "retrieved text in the prompt",
         f"{BOTH}_retrieved": "asked with a retrieved text in the prompt",
         "tga_states": "states (exp of the cosine) in blocks 2 and 3 at the end of the prompt",
         "tga_literal": "states (exp of the cosine) in the located blocks over the image's "
