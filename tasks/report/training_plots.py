@@ -24,13 +24,13 @@ def draw_loss(
 
 
 def draw_merits(axis: "Axes", found: Row) -> None:
-    """Draw the merit of all that was validated, and mark what was kept."""
+    """Draw the merit of all that was validated, and mark what was kept, which none exceeds."""
     steps = [row["step"] for row in found["validated"]]
     merit = [row["merit"] for row in found["validated"]]
     axis.plot(steps, merit, color=MUTED, marker="o")
     kept = steps.index(found["step"])
     axis.plot(steps[kept], merit[kept], color=look(1)[0], marker="o", markersize=9)
-    axis.annotate("kept", (steps[kept], merit[kept]), xytext=(0, -16), color=INK,
+    axis.annotate("kept", (steps[kept], merit[kept]), xytext=(0, 9), color=INK,
                   textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
     axis.set(xlabel="step", ylabel="accuracy − unsafe rate (calibration)")
     axis.margins(x=0.12, y=0.25)
