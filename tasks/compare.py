@@ -9,7 +9,7 @@ out  reports/   metrics.json, differences.json, channels.json (metrics of all su
                 detection.json, index.html, plots/*.svg, card.json
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -56,6 +56,7 @@ def run(params: Params) -> Path:
     forms: list[Any] = []
     responses: list[Any] = []
     sweeps: dict[tuple[str, str], Any] = {}
+    scenarios = _scenarios(params)
     for model in params.models:
         control = read_records(evaluation_folder(model, UNDEFENDED) / ANSWERS)
         metrics += keyword_rows(control)
@@ -72,7 +73,7 @@ def run(params: Params) -> Path:
             own = [record for record in records if record.model == model]
             for defense, records in _by_defense(own):
                 metrics += corrected_rows(records, control)
-                responses += map(_response, records)
+                responses += (_response(one, scenarios.get(one.sample_id)) for one in records)
                 if not is_part(defense):
                     forms += form_rows(records, control)
                 if defense != UNDEFENDED:
@@ -162,22 +163,30 @@ def _detection(clip: str) -> dict[str, Any]:
     return {**tables, **read_json(folder / "detection.json")}
 
 
-def _response(record: "Record") -> dict[str, Any]:
-    """A line of responses.jsonl, with what the record says of it."""
+def _response(record: "Record", scenario: str | None) -> dict[str, Any]:
+    """A line of responses.jsonl, with what the record and its sample say of it."""
     said = {"unsafe": record.unsafe, "unjudged": record.unjudged, "degenerate": record.degenerate}
-    return vars(record) | said
+    return vars(record) | said | {"scenario": scenario}
+
+
+def _test_columns(params: Params, *names: str) -> Iterator[dict[str, Any]]:
+    """Columns of the Parquet files of the test suites, sample by sample."""
+    import pyarrow.parquet as pq
+
+    files = {suite_file(model, "test", suite) for model in params.models for suite in params.suites}
+    for file in sorted(files):
+        yield from pq.read_table(file, columns=["sample_id", *names]).to_pylist()
+
+
+def _scenarios(params: Params) -> dict[str, str]:
+    """The category of harm or of use: sample_id -> scenario."""
+    return {row["sample_id"]: row["scenario"] for row in _test_columns(params, "scenario")}
 
 
 def _images(params: Params) -> dict[str, bytes]:
     """The pictures of the test suites as they lie in the Parquet files: sample_id -> PNG."""
-    import pyarrow.parquet as pq
-
-    files = {suite_file(model, "test", suite) for model in params.models for suite in params.suites}
-    found: dict[str, bytes] = {}
-    for file in sorted(files):
-        table = pq.read_table(file, columns=["sample_id", "image"]).to_pylist()
-        found |= {row["sample_id"]: row["image"]["bytes"] for row in table if row["image"]}
-    return found
+    rows = _test_columns(params, "image")
+    return {row["sample_id"]: row["image"]["bytes"] for row in rows if row["image"]}
 
 
 def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:

@@ -286,11 +286,13 @@ def test_the_report_has_the_pictures_of_every_model_that_was_attacked(done, tmp_
     run(root, attack, "other")
     with contextlib.chdir(root):
         images = compare._images(load_params())
+        scenarios = compare._scenarios(load_params())
     for model in ("lab-llava", "other"):
         samples = read_suite(root / f"artifacts/{model}/adversarial/test.parquet")
         for sample in samples:
             shown = Image.open(io.BytesIO(images[sample.sample_id]))
             assert shown.tobytes() == sample.image.tobytes()
+            assert scenarios[sample.sample_id] == sample.scenario
     assert len(images) == 6 + 6 + 2 * len(samples)
 
 

@@ -48,7 +48,7 @@ class Comparison:
     """(model, defense) -> its sweep.json; only where a setting was chosen by a sweep."""
     responses: Sequence[Row] = ()
     """Lines of responses.jsonl of every run, each with what the record says of it: `unsafe`,
-    `unjudged`, `degenerate`."""
+    `unjudged`, `degenerate`, and with the `scenario` of its sample, where that is known."""
     images: Mapping[str, bytes] = field(default_factory=dict)
     """sample_id -> PNG, JPEG or WebP bytes; only samples with a picture."""
     chosen: Mapping[str, str] = field(default_factory=dict)

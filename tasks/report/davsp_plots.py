@@ -1,10 +1,10 @@
 """The plots of DAVSP: how a frame was trained, and what it does to the scores of requests."""
 
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
-from tasks.report.theme import INK, MUTED, drawing, look, panels, svg
+from tasks.report.theme import INK, drawing, look, panels, svg
+from tasks.report.training_plots import draw_loss, draw_merits
 
 Row = Mapping[str, Any]
 
@@ -14,8 +14,6 @@ LOSSES = {
     "answer": ("answers (nats a token)", ":"),
 }
 """What is drawn of a step: in words, with a dash."""
-_SMOOTH = 60
-"""Points of a line; each is the mean of the steps around it."""
 KINDS = {"harmful": 1, "harmless": 0}
 """Whose scores are drawn, and the place of a look."""
 
@@ -25,20 +23,10 @@ def plot_training(found: Row) -> str:
     with drawing():
         figure, (losses, merits) = panels(2, height=3.2)
         for place, (name, (title, dash)) in enumerate(LOSSES.items()):
-            steps, values = _smoothed(found["history"], name)
-            colour, _ = look(place)
-            losses.plot(steps, values, color=colour, linestyle=dash, label=title)
+            draw_loss(losses, found["history"], name, title, place, dash)
         losses.set(xlabel="step", ylabel="mean of a batch", ylim=(0, None))
         losses.legend(loc="best")
-        steps = [row["step"] for row in found["validated"]]
-        merit = [row["merit"] for row in found["validated"]]
-        merits.plot(steps, merit, color=MUTED, marker="o")
-        kept = steps.index(found["step"])
-        merits.plot(steps[kept], merit[kept], color=look(1)[0], marker="o", markersize=9)
-        merits.annotate("kept", (steps[kept], merit[kept]), xytext=(0, -16), color=INK,
-                        textcoords="offset points", ha="center", fontsize=9)  # fmt: skip
-        merits.set(xlabel="step", ylabel="accuracy − unsafe rate (calibration)")
-        merits.margins(y=0.25)
+        draw_merits(merits, found)
         return svg(figure)
 
 
@@ -67,15 +55,3 @@ def plot_shifted(found: Row) -> str:
         axes[1].sharey(axes[0])
         axes[0].legend(loc="best")
         return svg(figure)
-
-
-def _smoothed(history: list[Row], name: str) -> tuple[list[float], list[float]]:
-    """Average the steps that have a number, in up to :data:`_SMOOTH` groups."""
-    rows = [(row["step"], row[name]) for row in history if name in row]
-    size = -(-len(rows) // _SMOOTH)
-    steps, values = [], []
-    for _, group in groupby(enumerate(rows), lambda pair: pair[0] // max(size, 1)):
-        members = [row for _, row in group]
-        steps.append(sum(step for step, _ in members) / len(members))
-        values.append(sum(value for _, value in members) / len(members))
-    return steps, values

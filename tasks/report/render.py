@@ -30,6 +30,9 @@ from tasks.report.judged import judged
 from tasks.report.safety_layers import safety_layers
 from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import bounds_of, by_suite
+from tasks.report.tga import ATTACKS as ALIGNED_ATTACKS
+from tasks.report.tga import CEILING, SHOWN, aligned
+from tasks.report.tga import COSTS as ALIGNED_COSTS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -73,6 +76,7 @@ def render_report(comparison: Comparison, out: Path) -> Path:
         *(found.figures for found in content["seen"].values()),
         *(found.figures for found in content["prompted"].values()),
         *(found.figures for found in content["safety_layers"].values()),
+        *(found.figures for found in content["aligned"].values()),
         [found.figure for found in content["attended"].values()],
     ]
     for figure in chain.from_iterable(drawn):
@@ -126,6 +130,11 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "prompt_costs": PROMPT_COSTS,
         "transfer": transfer(comparison),
         "safety_layers": safety_layers(comparison),
+        "aligned": aligned(comparison),
+        "aligned_attacks": ALIGNED_ATTACKS,
+        "aligned_costs": ALIGNED_COSTS,
+        "aligned_shown": SHOWN,
+        "aligned_told": CEILING,
         "sweeps": comparison.sweeps,
         "judges": {model: judged(comparison, model) for model in comparison.models},
         "samples": samples,

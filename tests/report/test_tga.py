@@ -1,0 +1,204 @@
+"""The part about TGA says what training.json and the rows say, for every model."""
+
+from base64 import b64decode
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from hauberk import UNDEFENDED
+from hauberk.evaluation.statistics import wilson
+from tasks.params import TGA
+from tasks.report import Comparison, render_report, tga
+from tasks.report.figures import file_name
+from tasks.report.words import amount, interval
+from tests.report.reading import Page
+
+MODELS = ("lab-llava", "lab-<b>qwen</b>")
+CONTROL, BOTH = "tga_control", "tga_both"
+BESIDE = (CONTROL, f"{CONTROL}_retrieved", BOTH, f"{BOTH}_retrieved", "tga_states", "tga_literal")
+COLUMNS = (*((suite, "unsafe_rate") for suite in tga.ATTACKS), *tga.COSTS)
+OURS = {"form": "kl", "layers": "last", "position": "decision", "pair": 1.0, "margin": 0.0,
+        "decay": False, "centred": False, "target": "reference", "retrieved": None}  # fmt: skip
+STATES = OURS | {"form": "exp", "layers": [2, 3], "pair": 4.0}
+LITERAL = OURS | {"form": "exp", "layers": "located", "position": "image", "pair": 0.25}
+REFUSED = {("none", "image"): 1, ("tga", "image"): 6, ("none", "image_told"): 8}
+"""Of the ten samples of a scenario, how many are refused."""
+SCENARIOS = ("weapon", "poison")
+
+
+def measured(place, model, defense, suite, metric):
+    value = 0.05 + (place * 0.0137) % 0.9
+    number = {"value": value, "n": 40 + place % 7, "low": value - 0.04, "high": value + 0.04}
+    return {"model": model, "defense": defense, "suite": suite, "metric": metric, **number}
+
+
+def training(step=60, alignment=OURS, variants=True, history=None):
+    told = {
+        "step": step,
+        "validated": [{"step": s, "merit": m} for s, m in MERITS.items()],
+        "history": HISTORY if history is None else history,
+        "rule": "the <best> ones.",
+    }
+    own = {"alignment": alignment, "cosines": COSINES}
+    named = {CONTROL: OURS | {"pair": 0.0, "retrieved": "before"},
+             BOTH: OURS | {"retrieved": "before"}, "tga_states": STATES,
+             "tga_literal": LITERAL} if variants else {}  # fmt: skip
+    return {**told, **own, "variants": {name: {**told, "alignment": each, "step": 60}
+                                        for name, each in named.items()}}  # fmt: skip
+
+
+MERITS = {0: 0.1, 60: 0.9, 120: 0.8}
+HISTORY = [
+    {"step": step, "loss": 2 / step, "answers": 0.1, "gradient": 1.0}
+    | ({"pair": 1 / step, "margin": 0.5, "image_caption": 0.5} if step % 2 else {})
+    for step in range(1, 121)
+]
+COSINES = [
+    {"layer": k, "image_before": 0.1 * k, "image_after": 0.12 * k, "decision_before": 0.2,
+     "decision_after": 0.9} for k in range(4)
+]  # fmt: skip
+
+
+def answers(model):
+    return [
+        {"model": model, "defense": defense, "suite": suite, "scenario": scenario,
+         "sample_id": f"{suite}-{scenario}-{place}", "channel": "image", "expected": "refuse",
+         "outcome": "refused" if place < count else "harmful", "outcome_keyword": "refused",
+         "response": "", "unsafe": place >= count, "unjudged": False, "degenerate": None}
+        for (defense, suite), count in REFUSED.items()
+        for scenario, place in product(SCENARIOS, range(10))
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found():
+    rows = []
+    for model in MODELS:
+        for defense, column in product((UNDEFENDED, TGA, *BESIDE), COLUMNS):
+            rows.append(measured(len(rows), model, defense, *column))
+    return Comparison(
+        metrics=rows,
+        responses=[row for model in MODELS for row in answers(model)],
+        projectors={MODELS[0]: training(), MODELS[1]: training(step=0)},
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(found, tmp_path_factory):
+    return render_report(found, tmp_path_factory.mktemp("reports")).parent
+
+
+@pytest.fixture(scope="module")
+def read(folder):
+    return Page((folder / "index.html").read_text("utf-8"))
+
+
+def test_what_was_kept_is_said_or_that_nothing_was_better(found):
+    first, second = (each.said for each in tga.aligned(found).values())
+    assert first == (
+        "The weights of step 60 of 120 were kept: their merit on the calibration split is 0.90, "
+        "0.10 untrained."
+    )
+    assert second == "No weights of 120 steps were better than the model's own, which were kept."
+
+
+def test_every_training_stands_in_its_row_with_value_interval_and_n(found, read):
+    by_value = {str(each["value"]): each for each in found.metrics}
+    for model, table in zip(MODELS, read.every("trained"), strict=True):
+        _, _, *rows = table
+        names = (UNDEFENDED, TGA, *BESIDE)
+        for defense, (_, *cells) in zip(names, rows, strict=True):
+            for column, cell in zip(COLUMNS, cells, strict=True):
+                told = by_value[cell.value]
+                keys = (told["model"], told["defense"], told["suite"], told["metric"])
+                assert keys == (model, defense, *column)
+                bounds = interval(told["low"], told["high"], told["metric"])
+                assert f"{bounds} · n\xa0{told['n']}" in cell.text
+
+
+def test_every_row_says_how_it_was_trained(found):
+    first, _ = tga.aligned(found).values()
+    assert {row.defense: row.what for row in first.rows} == {
+        UNDEFENDED: "",
+        TGA: "what is said next (divergence) after the last block at the end of the prompt",
+        CONTROL: "retrieved text in the prompt, loss off",
+        f"{CONTROL}_retrieved": "asked with a retrieved text in the prompt",
+        BOTH: "what is said next (divergence) after the last block at the end of the prompt, "
+        "retrieved text in the prompt",
+        f"{BOTH}_retrieved": "asked with a retrieved text in the prompt",
+        "tga_states": "states (exp of the cosine) in blocks 2 and 3 at the end of the prompt",
+        "tga_literal": "states (exp of the cosine) in the located blocks over the image's "
+        "positions",
+    }
+
+
+def test_refusals_by_scenario_stand_beside_what_words_reach(read):
+    for table in read.every("refusals"):
+        _, _, total, *rows = table
+        assert total[0].text == "all"
+        assert [row[0].text for row in rows] == sorted(SCENARIOS)
+        for (_, *cells), scenarios in zip((total, *rows), (2, 1, 1), strict=True):
+            for cell, count in zip(cells, REFUSED.values(), strict=True):
+                n = 10 * scenarios
+                assert float(cell.value) == count / 10
+                assert amount(count / 10, "refusal_rate") in cell.text
+                bounds = interval(*wilson(count * scenarios, n), "refusal_rate")
+                assert f"{bounds} · n\xa0{n}" in cell.text
+        assert "75.0\u202f% of what words reach" in total[2].text
+        assert not any("reach" in cell.text for row in rows for cell in row)
+
+
+def test_without_a_ceiling_or_scenarios_nothing_is_made_up(found):
+    model = MODELS[0]
+    for suite in (tga.SHOWN, tga.CEILING):
+        rows = [row for row in found.responses if row["suite"] != suite]
+        assert not tga.aligned(replace(found, responses=rows))[model].refusals
+    rows = [{**row, "scenario": None} for row in found.responses]
+    (total,) = tga.aligned(replace(found, responses=rows))[model].refusals
+    assert total.scenario == tga.EVERY
+    rows = [row | {"outcome": "harmful"} for row in found.responses]
+    total, *_ = tga.aligned(replace(found, responses=rows))[model].refusals
+    assert total.share is None
+
+
+def test_plots_are_whole_and_told_in_words(folder, read):
+    shown = [b64decode(a["src"].split(",", 1)[1]).decode() for a in read.all("img") if a["src"]]
+    for model, name in product(MODELS, ("training", "cosines")):
+        file = folder / "plots" / f"{file_name(f'tga.{model}.{name}')}.svg"
+        assert (text := file.read_text("utf-8")) in shown
+        assert "nan" not in text.lower()
+    assert all(a["alt"] for a in read.all("img"))
+    assert read.text.count("Rule: the <best> ones.") == 2
+
+
+def test_names_are_written_as_they_are(read):
+    assert "lab-<b>qwen</b>" in read.text
+    assert not read.all("b")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"variants": False},
+        {"history": []},
+        {"history": [{"step": 1, "loss": 0.3, "answers": None}]},
+        {"alignment": {}},
+        {"alignment": OURS | {"layers": "authors", "pair": 0.0}},
+        {"alignment": OURS | {"layers": "located"}},
+    ],
+)
+def test_what_was_not_measured_is_left_out(found, changes):
+    document = training(**changes)
+    bare = replace(found, projectors={MODELS[0]: document}, responses=())
+    (said,) = tga.aligned(bare).values()
+    assert [row.defense for row in said.rows] == [UNDEFENDED, TGA, *BESIDE]
+    assert not any("nan" in figure.svg.lower() for figure in said.figures)
+    del document["cosines"]
+    assert len(tga.aligned(bare)[MODELS[0]].figures) == 1
+
+
+def test_without_trained_weights_nothing_is_said_of_them(found, tmp_path):
+    bare = Comparison(metrics=[r for r in found.metrics if r["defense"] == UNDEFENDED])
+    page = Page(render_report(bare, tmp_path).read_text("utf-8"))
+    assert not any(a.get("id") == "tga" for _, a in page.elements)
