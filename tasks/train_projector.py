@@ -54,6 +54,7 @@ def run(params: Params, model_name: str) -> Path:
         **told_of(trained),
         "cosines": cosines(student, trained.projector),
         "alignment": asdict(params.tga.alignment),
+        "training": asdict(params.tga.training),
     }
     folder = trained.projector.save(
         bundle_folder(model_name, TGA),

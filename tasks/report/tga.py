@@ -87,13 +87,25 @@ def aligned(comparison: Comparison) -> dict[str, Aligned]:
     """Say it of every model whose weights were trained."""
     return {
         model: Aligned(
-            _kept(found),
+            " ".join(filter(None, (_kept(found), _trained(found)))),
             tuple(_figures(model, found, comparison.layers.get(model))),
             tuple(_refusals(comparison, model)),
             tuple(_rows(comparison, model, found)),
         )
         for model, found in comparison.projectors.items()
     }
+
+
+TRAINED = {
+    "projector": "Trained was what connects picture and text alone.",
+    "lora": "Trained were what connects picture and text, and low-rank changes of the decoder.",
+    "decoder": "Trained were what connects picture and text, and the whole decoder.",
+}
+"""Which weights each mode changes."""
+
+
+def _trained(found: Row) -> str:
+    return TRAINED.get(found.get("training", {}).get("mode"), "")
 
 
 def _kept(found: Row) -> str:

@@ -40,7 +40,7 @@ def training(step=60, alignment=OURS, variants=True, history=None):
         "history": HISTORY if history is None else history,
         "rule": "the <best> ones.",
     }
-    own = {"alignment": alignment, "cosines": COSINES}
+    own = {"alignment": alignment, "cosines": COSINES, "training": {"mode": "lora"}}
     named = {CONTROL: OURS | {"pair": 0.0, "retrieved": "before"},
              BOTH: OURS | {"retrieved": "before"}, "tga_states": STATES,
              "tga_literal": LITERAL} if variants else {}  # fmt: skip
