@@ -28,6 +28,7 @@ SOCKET = "STAGE_WARM"
 """Names the socket in the environment."""
 LIBRARIES = (
     "torch", "torchvision", "safetensors.torch", "PIL.Image", "tqdm", "pandas", "pyarrow.parquet",
+    "pydantic.type_adapter", "yaml",
     "scipy.stats", "statsmodels.stats.proportion", "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.processing_auto",
     "transformers.models.clip.modeling_clip", "transformers.models.llama.modeling_llama",
