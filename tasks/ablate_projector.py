@@ -87,11 +87,13 @@ def _retriever(params: Params) -> Any:
 
 
 def _found(retriever: Any, student: Any) -> list[str]:
-    """Retrieve one text for the picture of every lesson, never its own caption."""
+    """Retrieve one text for the picture of every lesson, never its own caption; "" without one."""
     from hauberk.retrieval import Query
 
-    queries = [Query(one.image, one.caption, one.sample_id) for one in student.samples]
-    return [found.text for found in retriever.find(queries)]
+    pictured = [one for one in student.samples if one.image is not None]
+    queries = [Query(one.image, one.caption, one.sample_id) for one in pictured]
+    found = iter(retriever.find(queries))
+    return [next(found).text if one.image is not None else "" for one in student.samples]
 
 
 if __name__ == "__main__":
