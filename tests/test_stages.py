@@ -478,22 +478,31 @@ def test_a_frame_is_trained_on_train_chosen_on_calibration_and_answers_as_in_the
 
 
 @pytest.mark.slow
-def test_a_training_that_was_killed_ends_in_the_same_bytes(done, tmp_path):
+@pytest.mark.parametrize(
+    ("module", "state", "made"),
+    [
+        (train_safety_prompt, "frame.safetensors", ("davsp/bundle", "../frames/lab-llava")),
+        (train_projector, "state.safetensors", ("tga/bundle",)),
+    ],
+)
+def test_a_training_that_was_killed_ends_in_the_same_bytes(done, tmp_path, module, state, made):
     root = shutil.copytree(done, tmp_path / "copy")
-    folder = root / "artifacts/lab-llava/davsp/bundle"
-    for place in (folder, root / "artifacts/frames/lab-llava"):
+    folders = [(root / "artifacts/lab-llava" / of).resolve() for of in made]
+    for place in folders:
         shutil.rmtree(place)
-    process = start(root, "train_safety_prompt", "lab-llava")
-    kept = root / ".scratch/train_safety_prompt@lab-llava/frame.safetensors"
+    name = module.__name__.removeprefix("tasks.")
+    process = start(root, name, "lab-llava")
+    kept = root / f".scratch/{name}@lab-llava/{state}"
     deadline = time.monotonic() + 120
     while not kept.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     process.communicate()
     assert kept.exists()
-    assert not folder.exists()
-    run(root, train_safety_prompt, "lab-llava")
-    assert contents(folder) == contents(done / "artifacts/lab-llava/davsp/bundle")
+    assert not any(folder.exists() for folder in folders)
+    run(root, module, "lab-llava")
+    for folder in folders:
+        assert contents(folder) == contents(done / folder.relative_to(root.resolve()))
     assert not kept.exists()
 
 
