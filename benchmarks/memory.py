@@ -5,8 +5,9 @@
 prefix and a ``picture`` or a long ``query``, which ``plain`` does without looking at it harder;
 ``python -m benchmarks.memory frame ours``: of a step of DAVSP, or of the authors', ``theirs``;
 ``python -m benchmarks.memory lesson ours``: of a step of TGA, or of one that runs more at every
-step, ``text`` or ``tower``; ``python -m benchmarks.memory search faiss 8``: of searching the index of
-texts for so many queries, or with ``product``.  A process of its own for each number, because memory that was taken once is
+step, ``text`` or ``tower``;
+``python -m benchmarks.memory search faiss 8``: of searching the index of texts for so many queries,
+or with ``product``.  A process of its own for each number, because memory that was taken once is
 not given back.
 """
 
