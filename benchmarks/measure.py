@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,25 @@ def cost(
     aim = "none" if at_most is None else f"<= {at_most:g}"
     met = None if at_most is None else value <= at_most
     return Ratio(what, baseline, shape, plain, ours, unit, value, aim, met)
+
+
+def flops(step: Callable[[], object]) -> float:
+    """Count what is multiplied and added in a step, each attention as two products of matrices.
+
+    The scores that the kernel computes anew on its way back are not counted.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
+        return 2 * int(sdpa_flop_count(query, key, value))
+
+    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    back_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    known = {on_cpu: forward, back_on_cpu: backward}
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        step()
+    return float(counter.get_total_flops())

@@ -3,8 +3,12 @@
 ``python -m benchmarks.memory answers lab-llava 320 32``: of 320 answers by 32 at once;
 ``python -m benchmarks.memory prefill calibrated picture``: of reading prompts with GuardAlign's
 prefix and a ``picture`` or a long ``query``, which ``plain`` does without looking at it harder;
-``python -m benchmarks.memory frame ours``: of a step of DAVSP, or of the authors', ``theirs``.  A
-process of its own for each number, because memory that was taken once is not given back.
+``python -m benchmarks.memory frame ours``: of a step of DAVSP, or of the authors', ``theirs``;
+``python -m benchmarks.memory lesson ours``: of a step of TGA, or of one that runs more at every
+step, ``text`` or ``tower``;
+``python -m benchmarks.memory search faiss 8``: of searching the index of texts for so many queries,
+or with ``product``.  A process of its own for each number, because memory that was taken once is
+not given back.
 """
 
 import os
@@ -13,6 +17,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 STATUS = Path("/proc/self/status")
 _MAPPED = {"MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -80,11 +85,36 @@ def frame(way: str) -> Callable[[], object]:
     return {"theirs": theirs, "ours": ours}[way]
 
 
+def lesson(way: str) -> Callable[[], object]:
+    """Take a step of training a projector and low-rank changes."""
+    from contextlib import ExitStack
+
+    from benchmarks.projector import ALIGNMENTS, PARTS, large, stepping
+
+    stack = ExitStack()
+    steps = stack.enter_context(stepping(*large(), PARTS["LoRA"], ALIGNMENTS["kl"]))
+
+    def learn() -> None:
+        with stack:
+            steps[way]()
+
+    return learn
+
+
+def search(backend: Any, number: str) -> Callable[[], object]:
+    """Search the whole index for so many queries; its rows repeat, to be made sooner."""
+    from benchmarks.retrieval import NEAREST, repeated
+
+    index, queries = repeated()
+    return lambda: index.search(queries[: int(number)], NEAREST, backend)
+
+
 def main() -> None:
     """Do one work and print by how much its peak was above what there was before."""
     name, *arguments = sys.argv[1:]
     works: dict[str, Callable[..., Callable[[], object]]] = {
-        "answers": answers, "prefill": prefill, "frame": frame,
+        "answers": answers, "prefill": prefill, "frame": frame, "lesson": lesson,
+        "search": search,
     }  # fmt: skip
     work = works[name](*arguments)
     before = _mebibytes("VmRSS")

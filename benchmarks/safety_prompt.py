@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.measure import Ratio, cost, interleaved, speed_up
+from benchmarks.measure import Ratio, cost, flops, interleaved, speed_up
 from benchmarks.memory import peak
 from benchmarks.models import llava_shape, pictured
 
@@ -40,7 +40,7 @@ def ratios() -> Iterator[Ratio]:
         _same(what, theirs, ours)
         slow, fast = interleaved([theirs, ours], REPEATS)
         yield speed_up(what, "the authors' step", shape, slow, fast, at_least)
-        counts = [_flops(way) / 1e9 for way in (theirs, ours)]
+        counts = [flops(way) / 1e9 for way in (theirs, ours)]
         yield cost(f"{what}: arithmetic", "the authors' step", shape, *counts, at_most, "GFLOP")
         name = "one pass without waste"
         yield cost(f"{what}: arithmetic", name, shape, floor / 1e9, counts[1], 1.1, "GFLOP")
@@ -126,28 +126,6 @@ def _same(what: str, theirs: Step, ours: Step) -> None:
     apart = ((gradient - our_gradient).abs().max() / gradient.abs().max()).item()
     assert abs(our_loss / loss - 1) <= 1e-5, f"{what}: losses {loss} and {our_loss}"
     assert apart <= APART, f"{what}: gradients lie {apart:.1e} of the largest entry apart"
-
-
-def _flops(step: Step) -> float:
-    """Count what is multiplied and added in a step, each attention as two products of matrices.
-
-    The scores that the kernel computes anew on its way back are not counted.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-
-    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-        return int(sdpa_flop_count(query, key, value))
-
-    def backward(_: Any, query: Any, key: Any, value: Any, *__: Any, **___: Any) -> int:
-        return 2 * int(sdpa_flop_count(query, key, value))
-
-    on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    back_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    known = {on_cpu: forward, back_on_cpu: backward}
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
-        step()
-    return float(counter.get_total_flops())
 
 
 def _least(model: Any, row: Any, *, answered: bool) -> float:
