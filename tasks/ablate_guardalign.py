@@ -46,7 +46,7 @@ def run(params: Params, model_name: str) -> Path:
     bank = read_json(clip_folder(told.clip, "bundle") / "card.json")["parameters"]
     files = [suite_file(model_name, "test", suite) for suite in told.parts_on]
     samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
-    parts = parts_of(guard, bank["as_printed"])
+    parts = parts_of(guard, bank["as_printed"]) if params.explains(model_name) else {}
     found = measure_parts(params, model_name, (model, processor), samples, parts)
     card = {
         "model": model_name,

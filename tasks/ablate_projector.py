@@ -1,6 +1,6 @@
 """Stage ablate_projector: trainings beside TGA's that explain it, on some suites of a model.
 
-in   artifacts/MODEL/tga/layers, artifacts/CLIP/text_index/bundle, the CLIP, artifacts/data/*,
+in   artifacts/MODEL/tga/layers, artifacts/CLIP/text_index, the CLIP, artifacts/data/*,
      artifacts/MODEL/adversarial, the model
 out  artifacts/MODEL/tga/parts/   responses.jsonl, metrics.json, trainings.json (what each of them
      measured), card.json
@@ -39,8 +39,8 @@ def run(params: Params, model_name: str) -> Path:
     from hauberk.data.samples import read_suite
     from hauberk.defenses.projector import Retrieved
 
-    student = student_of(params, model_name)
-    named = params.budget.projector.variants
+    named = params.budget.projector.variants if params.explains(model_name) else []
+    student = student_of(params, model_name, asked=bool(named))
     retriever = _retriever(params) if named else None
     scratch = SCRATCH / f"ablate_projector@{model_name}"
     parts: dict[str, Any] = {}

@@ -38,7 +38,9 @@ def run(params: Params, model_name: str) -> Path:
     loaded = {name: load(folder, model, processor) for name, folder in bundles.items()}
     files = [suite_file(model_name, "test", suite) for suite in params.davsp.parts_on]
     samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
-    parts = parts_of(loaded[DAVSP], loaded[GUARDALIGN], loaded[CMRM])
+    parts = {}
+    if params.explains(model_name):
+        parts = parts_of(loaded[DAVSP], loaded[GUARDALIGN], loaded[CMRM])
     found = measure_parts(params, model_name, (model, processor), samples, parts)
     card = {
         "model": model_name,

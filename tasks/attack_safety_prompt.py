@@ -42,7 +42,7 @@ def run(params: Params, model_name: str) -> Path:
         DAVSP: (prompt, [_inside(prompt, sample) for sample in samples]),
     }
     rows: list[dict[str, Any]] = []
-    radii = params.davsp.attacked_at
+    radii = params.davsp.attacked_at if params.explains(model_name) else []
     bar = tqdm(total=len(arms) * len(radii) * len(samples), desc=f"{model_name}: attacked frames")
     for epsilon in radii:
         setting = Pgd(

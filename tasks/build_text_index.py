@@ -1,7 +1,7 @@
 """Stage build_text_index: captions, snippets and a CLIP -> the texts that are found for pictures.
 
 in   artifacts/data/train/*, the CLIP
-out  artifacts/CLIP/text_index/bundle/   features.safetensors, texts.json, card.json
+out  artifacts/CLIP/text_index/   features.safetensors, texts.json, card.json
 
 Texts are the captions of all pictures that TGA trains on, each with the id of its picture so that
 none is found for its own, and the requests of some suites in words.

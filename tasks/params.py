@@ -147,6 +147,9 @@ class Profile:
     """What a safety prompt is trained with."""
     projector: ProjectorBudget = field(default_factory=lambda: ProjectorBudget(100, 150))
     """What a projector is trained with."""
+    explained: list[str] | None = None
+    """Models whose defenses are taken apart and attacked, and beside which TGA's variants are
+    trained; null for all."""
     layers: Annotated[int, Field(ge=2)] = 24
     """Requests of a kind, if there are so many, by which safety layers are located."""
 
@@ -498,6 +501,10 @@ class Params:
         """The profile in force."""
         return self.profiles[self.profile]
 
+    def explains(self, model: str) -> bool:
+        """Whether the defenses of a model are taken apart in the profile in force."""
+        return self.budget.explained is None or model in self.budget.explained
+
     @property
     def evaluated(self) -> tuple[str, ...]:
         """The defenses that have a bundle and an evaluation of every model."""
@@ -646,6 +653,7 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
         yield f"profile: {params.profile!r} is not one of {', '.join(params.profiles)}"
     for name, profile in params.profiles.items():
         yield from _bad_budget(f"profiles.{name}", profile)
+        yield from _unknown(f"profiles.{name}.explained", profile.explained or [], params.models)
     yield from _bad_suites("suites", params.suites)
     yield from _bad_attacked(params)
     yield from _bad_gap(params)

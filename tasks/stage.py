@@ -140,7 +140,7 @@ def clip_folder(clip: str, of: str) -> Path:
 
 def index_folder(clip: str) -> Path:
     """Where the texts lie that a CLIP finds for pictures."""
-    return ARTIFACTS / clip / INDEX / "bundle"
+    return ARTIFACTS / clip / INDEX
 
 
 def parts_folder(model: str, defense: str = GUARDALIGN) -> Path:

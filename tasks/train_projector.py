@@ -102,8 +102,11 @@ class Student:
         return named[told.layers] if isinstance(told.layers, str) else tuple(told.layers)
 
 
-def student_of(params: Params, model_name: str) -> Student:
-    """Load a model with all that it is trained and validated on."""
+def student_of(params: Params, model_name: str, *, asked: bool = True) -> Student:
+    """Load a model with all that it is trained and validated on.
+
+    It is ``asked`` for its answers to what it is to keep, unless nothing is to be trained.
+    """
     from hauberk.data.samples import read_suite
 
     told, budget = params.tga, params.budget.projector
@@ -117,7 +120,7 @@ def student_of(params: Params, model_name: str) -> Student:
         for suite in suites
     }
     read = {name: read_suite(file) for name, file in files.items()}
-    asked = [
+    harmless = [
         sample
         for suite in dict.fromkeys(told.answered)
         for sample in spread(read[f"train/{suite}"], budget.samples)
@@ -125,7 +128,7 @@ def student_of(params: Params, model_name: str) -> Student:
     counted = Counter(told.answered)
     answered = [
         pair
-        for pair in _answered(params, model, processor, asked)
+        for pair in (_answered(params, model, processor, harmless) if asked else [])
         for _ in range(counted[pair[0].suite])
     ]
     shown = [

@@ -216,7 +216,7 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
         "artifacts/lab-llava/guardalign/parts", "reports", "artifacts/transfer",
         *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts", "attacked")),
         *(f"artifacts/lab-llava/tga/{of}" for of in ("layers", "bundle", "parts")),
-        "artifacts/lab-clip/text_index/bundle",
+        "artifacts/lab-clip/text_index",
         *(f"artifacts/frames/lab-llava/{of}" for of in ("harm", "bundle")),
         *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip
