@@ -56,6 +56,8 @@ def run(params: Params) -> Path:
     forms: list[Any] = []
     responses: list[Any] = []
     sweeps: dict[tuple[str, str], Any] = {}
+    for folder in (evaluation_folder(model, UNDEFENDED) for model in params.models):
+        read_json(folder / "card.json")  # or its own stage is named, and no file of the data
     scenarios = _scenarios(params)
     for model in params.models:
         control = read_records(evaluation_folder(model, UNDEFENDED) / ANSWERS)
