@@ -19,6 +19,10 @@ from typing import Any
 
 from registry.errors import NotBuilt, Unverified
 
+CODE = ".code"
+"""Where a stage hashes what others run.  The hash is an input of theirs; how it came about is not,
+or a changed comment anywhere would change every lineage key."""
+
 Closure = dict[str, dict[str, Any]]
 """Stage name -> {"cmd", "params", "deps": {path: hash}, "outs": {path: hash}}."""
 
@@ -83,7 +87,7 @@ def closure(
     entries = {n: canonical(e) for n, e in lock.items() if live is None or n in live}
     if missing := sorted(set(targets) - set(entries)):
         raise NotBuilt(f"{missing} are not in dvc.lock; run the pipeline: `python -m flows run`.")
-    makers = [(out, name) for name, entry in entries.items() for out in entry["outs"]]
+    makers = [(out, n) for n, entry in entries.items() for out in entry["outs"] if out != CODE]
     found: Closure = {}
     todo = list(targets)
     while todo:

@@ -15,9 +15,10 @@ from tasks.stage import DATA, index_folder, load_clip, main
 
 def run(params: Params, clip_name: str) -> Path:
     """Encode the texts, write the bundle."""
-    from hauberk.bundle import binding_of, file_hash
+    from hauberk.bundle import binding_of
     from hauberk.data.samples import read_suite
     from hauberk.errors import BadParams
+    from hauberk.files import file_hash
     from hauberk.retrieval import build_index
 
     told = params.tga

@@ -36,13 +36,14 @@ def run(params: Params, model_name: str) -> Path:
     """Choose the variant on the calibration split, write the bundle."""
     from tqdm import tqdm
 
-    from hauberk.bundle import binding_of, file_hash
+    from hauberk.bundle import binding_of
     from hauberk.concepts import ConceptBank
     from hauberk.data.samples import read_suite
     from hauberk.defenses.guardalign import GuardAlign
     from hauberk.defenses.patch_transport import PatchTransport, Remembering, setting_from
     from hauberk.defenses.prefix_attention import PrefixAttention
     from hauberk.evaluation.selection import measure, sweep
+    from hauberk.files import file_hash
 
     told = params.guardalign
     model, processor = load_model(params, model_name)

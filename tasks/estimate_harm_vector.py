@@ -44,7 +44,8 @@ def run(params: Params, model_name: str) -> Path:
 
     from hauberk.analysis.harmfulness import HarmVectors, fit_harm_vectors, separation
     from hauberk.analysis.twins import last_states
-    from hauberk.bundle import binding_of, file_hash, versions
+    from hauberk.bundle import binding_of, versions
+    from hauberk.files import file_hash
 
     told = params.davsp.harm
     model, processor = load_model(params, model_name)

@@ -104,7 +104,7 @@ def _read(read_suite: Any, model: str, split: str, suites: list[str]) -> list[An
 
 
 def _data_of(model: str, chosen: ShiftParams) -> list[dict[str, str]]:
-    from hauberk.bundle import file_hash
+    from hauberk.files import file_hash
 
     named = [
         *(("anchor", suite) for suite in chosen.anchors),

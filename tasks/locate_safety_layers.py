@@ -95,8 +95,9 @@ def run(params: Params, model_name: str) -> Path:
         window_of,
     )
     from hauberk.anatomy import anatomy_of
-    from hauberk.bundle import binding_of, file_hash, versions
+    from hauberk.bundle import binding_of, versions
     from hauberk.data.samples import read_suite
+    from hauberk.files import file_hash
 
     model, processor = load_model(params, model_name)
     asking = Asking(model, processor, params.evaluate.max_new_tokens, params.evaluate.batch_size)

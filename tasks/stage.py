@@ -38,14 +38,15 @@ _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
 
-def main(name: str, run: Callable[..., Path], *arguments: str) -> None:
+def main(name: str, run: Callable[..., Path], *arguments: str, computes: bool = True) -> None:
     """Run one stage from the shell: ``python -m tasks.NAME ARGUMENT...``.
 
     An error that a user can cure is one message and status 1.  The receipt, written last, tells
-    the flow that the stage ran (and was not restored from a cache).
+    the flow that the stage ran (and was not restored from a cache).  A stage that computes nothing
+    starts without torch.
     """
     _die_with_parent()
-    if (status := forked(f"tasks.{name}")) is not None:
+    if computes and (status := forked(f"tasks.{name}")) is not None:
         raise SystemExit(status)
     keep_freed_memory()
     given = sys.argv[1:]
@@ -55,7 +56,8 @@ def main(name: str, run: Callable[..., Path], *arguments: str) -> None:
         raise SystemExit(2)
     try:
         params = load_params()
-        prepare_torch(params)
+        if computes:
+            prepare_torch(params)
         run(params, *given)
     except HauberkError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,7 +82,7 @@ def prepare_torch(params: Params) -> None:
 @contextmanager
 def writing(folder: Path, card: dict[str, Any]) -> Iterator[Path]:
     """Make a folder that is complete or not there, card last (see ``hauberk.bundle.replacing``)."""
-    from hauberk.bundle import file_hash, replacing
+    from hauberk.files import file_hash, replacing
 
     with replacing(folder) as partial:
         yield partial

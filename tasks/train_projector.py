@@ -42,7 +42,8 @@ def run(params: Params, model_name: str) -> Path:
     """Train the weights, keep the best of those that were validated, write the bundle."""
     from tqdm import tqdm
 
-    from hauberk.bundle import binding_of, file_hash
+    from hauberk.bundle import binding_of
+    from hauberk.files import file_hash
 
     student = student_of(params, model_name)
     scratch = SCRATCH / f"train_projector@{model_name}"
@@ -303,7 +304,8 @@ def _answered(
 
 def _depends_on(params: Params, student: Student) -> str:
     """Tell weights, data and settings that a training depends on besides its tensors."""
-    from hauberk.bundle import binding_of, file_hash, versions
+    from hauberk.bundle import binding_of, versions
+    from hauberk.files import file_hash
 
     data = {name: file_hash(file) for name, file in student.files.items()}
     binding = asdict(binding_of(student.model, student.processor))

@@ -40,8 +40,9 @@ def run(params: Params, model_name: str) -> Path:
     """Train the frame, keep the best of those that were validated, write the bundle."""
     from tqdm import tqdm
 
-    from hauberk.bundle import binding_of, file_hash, replacing
+    from hauberk.bundle import binding_of
     from hauberk.defenses.safety_prompt import SafetyPrompt
+    from hauberk.files import file_hash, replacing
 
     told = params.davsp
     student = student_of(
@@ -213,7 +214,8 @@ def train_on(
 
 def _depends_on(params: Params, students: Sequence[Student]) -> str:
     """Tell weights, data and settings that a training depends on besides its tensors."""
-    from hauberk.bundle import binding_of, file_hash, versions
+    from hauberk.bundle import binding_of, versions
+    from hauberk.files import file_hash
 
     bindings = [asdict(binding_of(one.loss.model, one.loss.processor)) for one in students]
     data = [{name: file_hash(file) for name, file in one.files.items()} for one in students]

@@ -25,13 +25,14 @@ import hauberk
 import hauberk.requests
 from hauberk.anatomy import anatomy_of
 from hauberk.attention import attentions_of
-from hauberk.bundle import CARD, _canonical, binding_of, file_hash, read_card
+from hauberk.bundle import CARD, _canonical, binding_of, read_card
 from hauberk.concepts import build_bank
 from hauberk.defenses import GuardAlign, Shift
 from hauberk.defenses.patch_transport import AS_PRINTED, PatchTransport, TransportSetting
 from hauberk.defenses.prefix_attention import PrefixAttention, PrefixSetting
 from hauberk.defenses.shift import ShiftSetting
 from hauberk.errors import BadRequest, MissingClip, TamperedBundle, UnsupportedRequest, WrongModel
+from hauberk.files import file_hash
 from hauberk.requests import Request, encode, respond
 
 USER = PrefixSetting("as an ai assistant , ", gamma=1.5)

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from hauberk.bundle import CARD, Card, _canonical, binding_of, check_binding, file_hash, read_card
+from hauberk.bundle import CARD, Card, _canonical, binding_of, check_binding, read_card
 from hauberk.defenses.safety_prompt import FRAME, Geometry, SafetyPrompt
 from hauberk.errors import BadRequest, TamperedBundle, WrongModel
+from hauberk.files import file_hash
 from hauberk.requests import Request, encode, respond
 
 GEOMETRY = Geometry(96, 96, (12, 10, 16, 14))

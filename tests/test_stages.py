@@ -23,11 +23,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hauberk.bundle import file_hash
 from hauberk.concepts import ConceptBank
 from hauberk.data.samples import read_suite, write_suite
 from hauberk.defenses.patch_transport import PatchTransport, setting_from
 from hauberk.errors import BadData, BadParams, HauberkError
+from hauberk.files import file_hash
 from tasks import (
     ablate_guardalign,
     ablate_projector,

@@ -11,10 +11,8 @@ import hashlib
 import io
 import json
 import math
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.errors import BadBundle, TamperedBundle, WrongModel
+from hauberk.files import file_hash, replacing
 
 CARD = "card.json"
 SCHEMA = 2
@@ -114,31 +113,6 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "transformers": transformers.__version__,
     }
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write to, which takes the place of ``folder`` when it is complete.
-
-    An error leaves what was there before.  A kill leaves ``folder`` old, new or, between two
-    renames, absent, and never in part; what else it leaves stands beside and is swept by the next
-    call.
-    """
-    made, aside = (folder.with_name(folder.name + suffix) for suffix in (".part", ".old.part"))
-    for left in (made, aside):
-        shutil.rmtree(left, ignore_errors=True)
-    made.mkdir(parents=True)
-    try:
-        yield made
-        if folder.exists():
-            folder.rename(aside)
-        made.rename(folder)
-    except BaseException:
-        if aside.exists() and not folder.exists():
-            aside.rename(folder)
-        shutil.rmtree(made, ignore_errors=True)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) -> Path:
@@ -242,12 +216,6 @@ class Bound:
         if model not in self._checked:
             check_binding(self.card, model, self.processor)
             self._checked.add(model)
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find(folder: Path) -> Path:

@@ -29,6 +29,7 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
     params = yaml.safe_load((project / "params.yaml").read_text())
     pairs = [f"{m}-{d}" for m in params["models"] for d in params["defenses"]]
     needed = {
+        "hash_code",
         "prepare_data",
         *(
             f"{stage}@{model}"

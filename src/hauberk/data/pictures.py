@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from hauberk.bundle import file_hash
 from hauberk.errors import BadData, BadRequest
+from hauberk.files import file_hash
 from hauberk.requests import as_rgb
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")

@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.anatomy import Anatomy, anatomy_of
-from hauberk.bundle import Binding, Bound, Card, replacing, write_bundle
+from hauberk.bundle import Binding, Bound, Card, write_bundle
 from hauberk.errors import TamperedBundle, UnsupportedRequest, WrongModel
+from hauberk.files import replacing
 from hauberk.requests import Request
 
 Mode = Literal["projector", "lora", "decoder"]
