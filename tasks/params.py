@@ -78,8 +78,11 @@ class Sizes:
     """Rows a suite, by split."""
 
     samples: Positive
+    """Of the test split."""
     calibration: Positive
     anchor: Positive
+    gated: Positive | None = None
+    """Of the test split, where a rule of the gate names the suite; None for ``samples`` as well."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class FrameBudget:
     samples: Positive
     """Of the train split, in each suite that it is trained on."""
     steps: Positive
+    batch: Positive = 8
+    """Requests of a kind in a step."""
     validated: Positive = 40
     """Of the calibration split, in each suite that frames are validated on, if it has so many."""
     attacked: Positive = 24
@@ -297,7 +302,6 @@ class FrameParams:
 class FrameTraining:
     """How frames are trained; see :class:`hauberk.defenses.safety_prompt_training.FrameSetting`."""
 
-    batch: Positive = 8
     optimizer: Literal["adam", "sign"] = "adam"
     rate: Annotated[float, Field(gt=0, le=1)] = 0.03
     batches: Literal["both", "one"] = "both"

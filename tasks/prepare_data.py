@@ -46,6 +46,7 @@ def _wanted(params: Params) -> list[tuple[str, str, int]]:
     anchors.update(params.davsp.harm.harmful, params.davsp.harm.harmless)
     framed = {*params.davsp.harmful, *params.davsp.harmless}
     projected = {*params.tga.aligned, *params.tga.answered, *params.tga.index.snippets}
+    gated = {rule["suite"] for rule in params.gate}
     budget = params.budget
     trained = dict.fromkeys(framed, budget.frame.samples)
     for suite in projected:
@@ -55,7 +56,10 @@ def _wanted(params: Params) -> list[tuple[str, str, int]]:
         return sorted({*suites, *ATTACKED.values()} - ATTACKED.keys())
 
     return [
-        *(("test", suite, sizes.samples) for suite in drawn(params.suites)),
+        *(
+            ("test", suite, (suite in gated and sizes.gated) or sizes.samples)
+            for suite in drawn(params.suites)
+        ),
         *(("calibration", suite, sizes.calibration) for suite in drawn(calibration)),
         *(("anchor", suite, sizes.anchor) for suite in sorted(anchors)),
         *(("train", suite, trained[suite]) for suite in sorted(trained)),

@@ -174,7 +174,7 @@ def train_on(
     told = params.davsp.training
     setting = FrameSetting(
         steps=steps,
-        batch=told.batch,
+        batch=params.budget.frame.batch,
         optimizer=told.optimizer,
         rate=told.rate,
         batches=told.batches,

@@ -72,7 +72,7 @@ WRONG = [
     ((*GUARD_KEY, "gama"), 1, "guardalign.variants.0.gama: unknown key.*text, placement, gamma"),
     (("davsp", "prefx"), "", "davsp.prefx: unknown key.*prefix, harm, frames, harmful"),
     (("davsp", "harm", "block"), 3, "davsp.harm.block: unknown key.*harmful, .*layer, high, low"),
-    (("davsp", "training", "steps"), 3, "davsp.training.steps: unknown key.*batch, optimizer"),
+    (("davsp", "training", "steps"), 3, "davsp.training.steps: unknown key.*optimizer"),
     ((*FRAME_KEY, "border"), 3, "lab-qwen.border: unknown key.*canvas, margins, fit"),
     (("profiles", "quick", "frame", "step"), 3, "quick.frame.step: unknown key.*samples, steps"),
     # a value of the wrong type or out of range

@@ -64,7 +64,7 @@ SMALL = {
             "detection": 6,
             "grids": {"sides": [3], "pictures": 6},
             "parts": 3,
-            "frame": {"samples": 3, "steps": 4, "attacked": 2},
+            "frame": {"samples": 3, "steps": 4, "batch": 2, "attacked": 2},
             "projector": {"samples": 3, "steps": 4, "validated": 2, "variants": ["tga_plain"]},
             "layers": 3,
         }
@@ -106,7 +106,7 @@ SMALL = {
         "validate_on": ["text_image", "benign_image"],
         "parts_on": ["text_image", "benign_image"],
         "attacked_at": [2, 8],
-        "training": {"batch": 2, "validations": 2},
+        "training": {"validations": 2},
         "refusal": "i can not help with that .",
     },
     "tga": {
