@@ -291,7 +291,8 @@ _PLAIN = {"input_layernorm", "mlp", "post_attention_layernorm", "self_attn"}
 
 def path_of(model: PreTrainedModel, part: nn.Module) -> str:
     """The dotted path of a part below the model."""
-    return next(name for name, module in model.named_modules() if module is part)
+    paths: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+    return paths[part]
 
 
 def _layout(model: PreTrainedModel, family: Family) -> Layout | None:

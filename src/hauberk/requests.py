@@ -177,10 +177,10 @@ def _rendered(
     UnsupportedRequest
         If there is none.
     """
-    template = processor.chat_template or processor.tokenizer.chat_template
-    if template is None and isinstance(processor, PaliGemmaProcessor):
-        template = _PALIGEMMA_CHAT
-    if template is None:
+    template = None  # that of the processor
+    if not (processor.chat_template or processor.tokenizer.chat_template):
+        template = _PALIGEMMA_CHAT if isinstance(processor, PaliGemmaProcessor) else ""
+    if template == "":
         raise UnsupportedRequest(
             f"{type(processor).__name__} brings no chat template, so that nobody knows how the "
             "model is asked; set processor.chat_template to that of its family."
@@ -279,7 +279,7 @@ def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeatu
         raise UnsupportedRequest(
             f"requests of {numbers} pictures in one batch: to cross-attention, positions that have "
             "no picture to look at see those of the whole batch; encode requests of as many "
-            "pictures together, as hauberk.respond does."
+            "pictures together, as hauberk.requests.batches puts them."
         )
     prompts = [prompt_of(processor, request) for request in requests]
     images = [[as_rgb(image) for image in request.images] for request in requests]
@@ -490,7 +490,8 @@ def respond(
     _refuse_placeholders(processor, requests)
     answers: dict[int, Response] = {}
     with defense.applied(model) if defense else nullcontext():
-        for indices in _batches(requests, batch_size, alike=looks_across(model)):
+        order = sorted(range(len(requests)), key=lambda i: _length(requests[i]))
+        for indices in batches(model, requests, order, batch_size):
             asked = [requests[index] for index in indices]
             batch = _respond(model, processor, asked, indices, defense, max_new_tokens, cache)
             answers.update(zip(indices, batch, strict=True))
@@ -499,15 +500,17 @@ def respond(
     return [answers[index] for index in range(len(requests))]
 
 
-def _batches(
-    requests: Sequence[Request], batch_size: int, *, alike: bool
-) -> Iterator[Sequence[int]]:
-    """Batch similar lengths together; where all of a batch are to be ``alike``, as many pictures.
+def batches(
+    model: PreTrainedModel, requests: Sequence[Request], order: Iterable[int], batch_size: int
+) -> Iterator[list[int]]:
+    """Cut an order of requests into batches that a model answers as it does single ones.
 
-    To cross-attention, positions that have no picture to look at see all of the batch's.
+    To cross-attention, positions that have no picture to look at see those of the whole batch: of
+    such a model, only requests of as many pictures come together.
     """
-    order = sorted(range(len(requests)), key=lambda i: _length(requests[i]))
-    for _, group in groupby(order, lambda i: alike and len(requests[i].images)):
+    alike = looks_across(model)
+    placed = sorted(order, key=lambda i: len(requests[i].images)) if alike else order
+    for _, group in groupby(placed, lambda i: alike and len(requests[i].images)):
         indices = list(group)
         for start in range(0, len(indices), batch_size):
             yield indices[start : start + batch_size]

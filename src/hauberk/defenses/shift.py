@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hauberk.analysis.twins import TwinStates
+from hauberk.analysis.twins import TwinStates, rendered_shifts
 from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.blank import BlankKind
 from hauberk.bundle import Binding, Bound, Card, write_bundle
@@ -132,7 +132,9 @@ def sample_shifts(
 ) -> Tensor:
     """Compute the shift of every request: (requests, layers, hidden size) float32 on the CPU.
 
-    Only the presence and the size of an image matter, not what it shows.
+    Only the presence and the size of an image matter, not what it shows.  Where the twins can be
+    read off the tokens they share their blank prefix (:class:`TwinStates`); elsewhere both are read
+    whole, to the same numbers.
 
     Raises
     ------
@@ -146,7 +148,10 @@ def sample_shifts(
             f"{without[0][:60]!r}), so that there is no shift to compute; give anchors with "
             "a picture."
         )
-    twins = TwinStates(model, processor, blank)
+    try:
+        twins = TwinStates(model, processor, blank)
+    except UnsupportedRequest:
+        return rendered_shifts(model, processor, requests, blank, batch_size)
     found = []
     for start in range(0, len(requests), batch_size):
         inputs = encode(processor, requests[start : start + batch_size]).to(model.device)
