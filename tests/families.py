@@ -501,3 +501,45 @@ def requests_of() -> list[Any]:
     shown = pictures(5, ((SIDE, SIDE), (48, 24), (30, 50)))
     asked = [Request(QUESTIONS[index], (image,)) for index, image in enumerate(shown)]
     return [*asked, *map(Request, QUESTIONS[3:7])]
+
+
+def table() -> str:
+    """Say for every family what the doctor says of it, in Markdown."""
+    from hauberk.doctor import CHECKS, verdicts_of
+
+    heads = [f"{defense} {action}" for defense, action, _ in CHECKS]
+    lines, reasons = [], dict[str, int]()
+    for name in sorted(FAMILIES):
+        model, processor = parts_of(name)
+        cells = [f"`{name}`"]
+        for verdict in verdicts_of(model, processor.image_processor):
+            reason = verdict.reason.replace(repr(name), "…")
+            if reason:
+                cells.append(f"no [{reasons.setdefault(reason, len(reasons) + 1)}]")
+            else:
+                cells.append("yes")
+        lines.append(" | ".join(cells))
+    rows = [" | ".join(["family", *heads]), " | ".join(["---"] * (len(heads) + 1)), *lines]
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    return "\n".join([_HEAD, *(f"| {row} |" for row in rows), "", *notes, ""])
+
+
+_HEAD = """\
+# What can be done with which family
+
+Made by `python -m tests.families > docs/families.md` and held by `tests/test_families.py` against
+what happens: every *yes* is tried on a tiny model of the true classes, every *no* is the error that
+the defense raises. `hauberk doctor MODEL` says the same of any other model.
+
+- **cmrm** *per data set*: one shift for all requests; *per request*: one of each, while it is
+  answered; *folds*: a shift at every position kept in biases, which moves requests without a picture
+  as well; *exports*: that as a checkpoint that stock transformers loads
+- **davsp** *applies*: a frame around pictures, which is a PNG and needs nothing of the model;
+  *trains*: on this family, through a differentiable copy of its processor
+- **guardalign** *masks*: parts of pictures; *calibrates*: the attention on a safety prefix
+- **tga** *projector*, *low rank*: what is replaced; *trains*: on this family; *exports*: as a plain
+  checkpoint
+"""
+
+if __name__ == "__main__":
+    print(table(), end="")

@@ -144,7 +144,6 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     UnknownFamily
         If a part is not found, found twice, or not what and where its row says.
     """
-    family = FAMILIES.get(model.config.model_type, Family())
     decoder, blocks = decoder_of(model)
     tower = vision_tower_of(model)
     connectors = connectors_of(model, tower)
@@ -157,7 +156,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         projector=next(iter(connectors.values())),
         connectors=connectors,
         image_token_id=image_token_of(model),
-        layout=_layout(model, family),
+        layout=layout_of(model),
         mutual="token_type_ids" in signature(model.forward).parameters,
     )
 
@@ -247,6 +246,17 @@ def image_token_of(model: PreTrainedModel) -> int:
     )
 
 
+def layout_of(model: PreTrainedModel) -> Layout | None:
+    """Tell how pixels are laid out; None if that is not known."""
+    if looks_across(model):
+        return "cross"
+    if "image_grid_thw" in signature(model.forward).parameters:
+        return "flat"
+    row = FAMILIES.get(model.config.model_type, Family())
+    eyes = getattr(model.config, "vision_config", None)
+    return row.layouts.get(getattr(eyes, "model_type", ""))
+
+
 def looks_across(model: PreTrainedModel) -> bool:
     """Tell whether blocks of the decoder look at pictures by cross-attention."""
     return bool(getattr(model.config.get_text_config(), "cross_attention_layers", None))
@@ -293,15 +303,6 @@ def path_of(model: PreTrainedModel, part: nn.Module) -> str:
     """The dotted path of a part below the model."""
     paths: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
     return paths[part]
-
-
-def _layout(model: PreTrainedModel, family: Family) -> Layout | None:
-    if looks_across(model):
-        return "cross"
-    if "image_grid_thw" in signature(model.forward).parameters:
-        return "flat"
-    eyes = getattr(model.config, "vision_config", None)
-    return family.layouts.get(getattr(eyes, "model_type", ""))
 
 
 def _projector_path(model: PreTrainedModel, beside: str, inside: str) -> str:

@@ -387,8 +387,9 @@ def check_read_off(anatomy: Anatomy, images: Any) -> None:
         )
     if anatomy.layout == "fixed" and getattr(images, "do_pad", None):
         raise UnsupportedRequest(
-            f"{type(images).__name__} fills pictures up to squares, so that what a blank one looks "
-            "like depends on a size that the tokens of a prompt do not tell; use level: dataset."
+            f"the {type(images).__name__} of this {anatomy.family!r} model fills pictures up to "
+            "squares, so that what a blank one looks like depends on a size that the tokens of a "
+            "prompt do not tell; use level: dataset."
         )
     if anatomy.mutual:
         raise UnsupportedRequest(
