@@ -532,8 +532,8 @@ what happens: every *yes* is tried on a tiny model of the true classes, every *n
 the defense raises. `hauberk doctor MODEL` says the same of any other model.
 
 - **cmrm** *per data set*: one shift for all requests; *per request*: one of each, while it is
-  answered; *folds*: a shift at every position kept in biases, which moves requests without a picture
-  as well; *exports*: that as a checkpoint that stock transformers loads
+  answered; *folds*: a shift at every position kept in biases, which moves requests without a
+  picture as well; *exports*: that as a checkpoint that stock transformers loads
 - **davsp** *applies*: a frame around pictures, which is a PNG and needs nothing of the model;
   *trains*: on this family, through a differentiable copy of its processor
 - **guardalign** *masks*: parts of pictures; *calibrates*: the attention on a safety prefix

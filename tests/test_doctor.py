@@ -228,29 +228,22 @@ def test_of_a_model_with_a_part_missing_the_others_are_told_and_what_to_add(tmp_
     assert run(file).exit_code == 1
 
 
+@pytest.mark.slow
 def test_the_doctor_of_every_model_type_ends_with_a_report_or_a_reason(tmp_path):
     """Of all that transformers has for pictures and text: no traceback, no guess."""
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES,
     )
 
-    files = []
-    for name in NAMES:
-        if name in CONFIG_MAPPING:
-            files.append(write(tmp_path / name, model_type=name))
+    files = [write(tmp_path / name, model_type=name) for name in NAMES if name in CONFIG_MAPPING]
     found = run("--json", *files)
     reports = json.loads(found.stdout)
-    assert len(reports) == len(files)
+    assert len(reports) == len(files) > 50
     assert sum(report.get("complete", False) for report in reports) > 40
     for report in reports:
-        assert (
-            "error" in report
-            or report["complete"]
-            or any(
-                not each["place"] and "FAMILIES" in each["what"] or each["what"]
-                for each in report["findings"]
-            )
-        )
+        if "error" not in report:
+            assert all(each["place"] or each["what"] for each in report["findings"])
+            assert len(report["verdicts"]) == len(CHECKS)
 
 
 def test_a_wrong_call_is_status_2():

@@ -159,10 +159,11 @@ def _images(source: str, revision: str | None, name: str) -> tuple[Any, str]:
             return found, "its own settings"
         except (OSError, ValueError, ImportError, KeyError):
             pass  # none comes with it: said in what is returned
-    default = IMAGE_PROCESSOR_MAPPING_NAMES.get(name)
-    if not default:
+    kinds = (IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {}).values()  # of one or two back ends
+    default = next((kind for kind in kinds if kind), None)
+    if default is None:
         return None, f"none is known for {name!r}"
-    kind: Any = get_image_processor_class_from_name(default["torchvision"] or default["pil"])
+    kind: Any = get_image_processor_class_from_name(default)
     return kind(), f"the default of {name!r}, as no settings came with the config"
 
 

@@ -177,9 +177,8 @@ def _check_moved(shift: Shift, model: PreTrainedModel) -> None:
         biased = states()
     if (biased - hooked).norm() > _APART * (hooked - plain).norm():
         raise UnsupportedRequest(
-            f"biases in the blocks of this {anatomy.family!r} model do not move the states as hooks "
-            "do: a block does more to its MLP's output than its parts tell; apply the shift with "
-            "hooks."
+            f"biases in this {anatomy.family!r} model do not move the states as hooks do: a block "
+            "does more to its MLP's output than its parts tell; apply the shift with hooks."
         )
 
 
