@@ -25,7 +25,8 @@ Layout = Literal["fixed", "tiles", "flat", "anyres", "split", "sized", "cross"]
 
 * ``fixed``   one square a picture, always as many tokens (LLaVA, PaliGemma, Gemma 3)
 * ``tiles``   squares of all pictures below one another (InternVL)
-* ``flat``    patches of all pictures below one another, and a grid for each picture (Qwen-VL)
+* ``flat``    patches of all pictures below one another, and a grid for each picture, along which its
+  tokens have positions (Qwen-VL)
 * ``anyres``  tiles picture by picture, and the size of each picture (LLaVA-NeXT)
 * ``split``   tiles request by request, with a mask of their pixels (Idefics3)
 * ``sized``   pictures of their own size below one another, padded, and the sizes (Pixtral)
@@ -39,8 +40,8 @@ class Family:
     """One row of the table: what cannot be asked of transformers.  Paths are below the model."""
 
     layouts: Mapping[str, Layout] = field(default_factory=dict)
-    """By the model type of the vision tower.  What is not named here, and has no grid of patches
-    and no cross-attention, has no known layout."""
+    """By the model type of the vision tower.  What is not named here, and has neither positions
+    along a grid nor cross-attention, has no known layout."""
     vision_tower: str | None = None
     """None where ``get_encoder(modality="image")`` finds it."""
     projector: str | None = None
@@ -250,7 +251,11 @@ def layout_of(model: PreTrainedModel) -> Layout | None:
     """Tell how pixels are laid out; None if that is not known."""
     if looks_across(model):
         return "cross"
-    if "image_grid_thw" in signature(model.forward).parameters:
+    positions = getattr(model.base_model, "get_rope_index", None)
+    if (
+        positions
+        and {"image_grid_thw", "mm_token_type_ids"} <= signature(positions).parameters.keys()
+    ):
         return "flat"
     row = FAMILIES.get(model.config.model_type, Family())
     eyes = getattr(model.config, "vision_config", None)

@@ -156,6 +156,8 @@ def attentions_of(anatomy: Anatomy) -> dict[int, nn.Module]:
 
 def check_reachable(module: nn.Module) -> None:
     """Raise :class:`UnsupportedRequest` unless the logits of an attention can be calibrated."""
+    if module in _CALIBRATED:
+        return  # they can; that they are already is for `calibrating` to say
     kind = getattr(getattr(module, "config", None), "_attn_implementation", None)
     if kind not in NAMES or (kind == "eager" and not hasattr(_home(module), _EAGER)):
         raise UnsupportedRequest(

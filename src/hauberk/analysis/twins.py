@@ -385,6 +385,11 @@ def check_read_off(anatomy: Anatomy, images: Any) -> None:
             f"told from the tokens of a prompt (pixel layout: {anatomy.layout or 'not known'}); "
             "use level: dataset."
         )
+    if anatomy.layout == "flat" and not hasattr(images, "merge_size"):
+        raise UnsupportedRequest(
+            f"the image processor of this {anatomy.family!r} model, {type(images).__name__}, does "
+            "not tell how many patches become one token (merge_size); use level: dataset."
+        )
     if anatomy.layout == "fixed" and getattr(images, "do_pad", None):
         raise UnsupportedRequest(
             f"the {type(images).__name__} of this {anatomy.family!r} model fills pictures up to "
