@@ -214,6 +214,27 @@ def _mistral3(id_of: Callable[[str], int]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _glm4v(id_of: Callable[[str], int]) -> dict[str, Any]:
+    return {
+        "text_config": {**TEXT, "head_dim": 8, "rope_parameters": MROPE},
+        "vision_config": {**QWEN_EYES, "image_size": SIDE},
+        "image_token_id": id_of("<|image|>"), "video_token_id": id_of("<|video|>"),
+        "image_start_token_id": id_of("<|begin_of_image|>"),
+        "image_end_token_id": id_of("<|end_of_image|>"),
+        "video_start_token_id": id_of("<|begin_of_video|>"),
+        "video_end_token_id": id_of("<|end_of_video|>"),
+    }  # fmt: skip
+
+
+def _cohere2(id_of: Callable[[str], int]) -> dict[str, Any]:
+    kinds = ["full_attention"] * BLOCKS
+    return {
+        "text_config": {"model_type": "cohere2", **TEXT, "layer_types": kinds},
+        "vision_config": SIGLIP, "downsample_factor": 2, "alignment_intermediate_size": 64,
+        "image_token_id": id_of("<|IMG_PATCH|>"),
+    }  # fmt: skip
+
+
 # --- processors ---------------------------------------------------------------------------------
 
 
@@ -291,6 +312,26 @@ def _internvl_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
     return InternVLProcessor(
         images, tokenizer, InternVLVideoProcessor(size=_square()), image_seq_length=4
     )
+
+
+def _glm4v_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
+    from transformers import Glm4vProcessor, Glm4vVideoProcessor
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
+    images = Glm4vImageProcessorPil(
+        patch_size=6, merge_size=2, size={"shortest_edge": 144, "longest_edge": 2 * 48**2}
+    )
+    return Glm4vProcessor(images, tokenizer, Glm4vVideoProcessor(patch_size=6, merge_size=2))
+
+
+def _cohere2_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
+    from transformers import Cohere2VisionProcessor
+    from transformers.models.cohere2_vision.image_processing_cohere2_vision import (
+        Cohere2VisionImageProcessor,
+    )
+
+    images = Cohere2VisionImageProcessor(size=_square(), patch_size=2, max_patches=4)
+    return Cohere2VisionProcessor(images, tokenizer)
 
 
 def _idefics_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -388,6 +429,28 @@ FAMILIES: dict[str, Recipe] = {
         {**_ML, "start_image_token": "<img>", "end_image_token": "</img>",
          "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"},
         _chat_ml("<IMG_CONTEXT>\n"), _internvl, _internvl_processor,
+    ),
+    "glm4v": Recipe(
+        {"pad_token": "<|endoftext|>", "eos_token": "<|user|>", "assistant": "<|assistant|>",
+         "system": "<|system|>", "image_token": "<|image|>", "video_token": "<|video|>",
+         "begin_image": "<|begin_of_image|>", "end_image": "<|end_of_image|>",
+         "begin_video": "<|begin_of_video|>", "end_video": "<|end_of_video|>",
+         "mask": "[gMASK]", "sop": "<sop>"},
+        _turns("<|begin_of_image|><|image|><|end_of_image|>", "<|user|>\n", "<|assistant|>\n", "",
+               begin="[gMASK]<sop>", system="<|system|>\n{}"),
+        _glm4v, _glm4v_processor,
+    ),
+    "cohere2_vision": Recipe(
+        {"pad_token": "<PAD>", "bos_token": "<BOS_TOKEN>", "eos_token": "<|END_OF_TURN_TOKEN|>",
+         "start": "<|START_OF_TURN_TOKEN|>", "user": "<|USER_TOKEN|>",
+         "bot": "<|CHATBOT_TOKEN|>", "system": "<|SYSTEM_TOKEN|>",
+         "image_token": "<|IMG_PATCH|>", "boi_token": "<|START_OF_IMG|>",
+         "eoi_token": "<|END_OF_IMG|>", "img_line_break_token": "<|IMG_LINE_BREAK|>"},
+        _turns("<|IMG_PATCH|>", "<|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
+               "<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+               "<|END_OF_TURN_TOKEN|>", begin="<BOS_TOKEN>",
+               system="<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>{}<|END_OF_TURN_TOKEN|>"),
+        _cohere2, _cohere2_processor,
     ),
     "idefics3": Recipe(_IDEFICS, _IDEFICS_CHAT, _idefics3, _idefics_processor),
     "smolvlm": Recipe(_IDEFICS, _IDEFICS_CHAT, _idefics3, _idefics_processor),

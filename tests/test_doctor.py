@@ -27,8 +27,10 @@ EVERYTHING = ALWAYS | {
 }  # fmt: skip
 REFUSED = {
     # family: what cannot be done with it
+    "cohere2_vision": {"cmrm per request", "cmrm exports", "davsp trains"},
     "deepseek_vl": {"cmrm per request"},
     "gemma3": {"cmrm per request", "cmrm folds", "cmrm exports"},
+    "glm4v": {"cmrm folds", "cmrm exports"},
     "idefics3": {"cmrm per request", "davsp trains"},
     "internvl": set(),
     "llava": set(),
@@ -91,7 +93,8 @@ def test_every_family_of_true_size_is_told_right_in_one_run_and_in_time(configs)
         assert possible(report) == EVERYTHING - REFUSED[report["family"]]
         assert all(each["reason"] for each in report["verdicts"] if not each["possible"])
         places = {each["part"]: (each["place"], each["what"]) for each in report["findings"]}
-        assert all(place for place, _ in places.values())
+        missing = {part for part, (place, _) in places.items() if not place}
+        assert missing == ({"pixel layout"} if report["family"] == "cohere2_vision" else set())
         if report["family"] in DECODERS:
             decoder, blocks = DECODERS[report["family"]]
             assert (places["decoder"][1], int(places["blocks"][0])) == (decoder, blocks)

@@ -25,8 +25,8 @@ Layout = Literal["fixed", "tiles", "flat", "anyres", "split", "sized", "cross"]
 
 * ``fixed``   one square a picture, always as many tokens (LLaVA, PaliGemma, Gemma 3)
 * ``tiles``   squares of all pictures below one another (InternVL)
-* ``flat``    patches of all pictures below one another, and a grid for each picture, along which its
-  tokens have positions (Qwen-VL)
+* ``flat``    patches of all pictures below one another, and a grid for each, along which its tokens
+  have positions (Qwen-VL)
 * ``anyres``  tiles picture by picture, and the size of each picture (LLaVA-NeXT)
 * ``split``   tiles request by request, with a mask of their pixels (Idefics3)
 * ``sized``   pictures of their own size below one another, padded, and the sizes (Pixtral)

@@ -260,6 +260,22 @@ def _flat_sizes(images: Any, height: int, width: int) -> list[Size]:
     return [size]
 
 
+def _glm_sizes(images: Any, height: int, width: int) -> list[Size]:
+    from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+
+    frames = images.temporal_patch_size
+    size = smart_resize(
+        frames,
+        height,
+        width,
+        temporal_factor=frames,
+        factor=images.patch_size * images.merge_size,
+        min_pixels=images.size["shortest_edge"],
+        max_pixels=images.size["longest_edge"],
+    )
+    return [size]
+
+
 def _flat(images: Any, pixels: Tensor, size: Size) -> dict[str, Tensor]:
     """Cut patches: neighbours that are merged after one another, each said for every frame."""
     side, merged = images.patch_size, images.merge_size
@@ -338,6 +354,7 @@ LAYOUTS = {
     "LlavaNextImageProcessor": Layout(_anyres_sizes, _sized, _anyres_tiles, resamples=True),
     "LlavaOnevisionImageProcessor": Layout(_anyres_sizes, _sized, _anyres_tiles, resamples=True),
     "Qwen2VLImageProcessor": Layout(_flat_sizes, _flat),
+    "Glm4vImageProcessor": Layout(_glm_sizes, _flat),
     "GotOcr2ImageProcessor": Layout(_tile_sizes, _plain, _tiled, resamples=True),
 }
 """By the class of the image processor, of either back end."""
