@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.families import FAMILIES
+
 # The same examples in every run, and no deadline: a busy machine is not a bug.
 settings.register_profile("steady", max_examples=40, deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -39,6 +41,16 @@ def tiny() -> Tiny:
 def any_tiny(request: pytest.FixtureRequest) -> Tiny:
     """A tiny model of every family of the lab in turn, with the same requests."""
     return tiny_of(request.param)
+
+
+@pytest.fixture(scope="session", params=sorted(FAMILIES))
+def family(request: pytest.FixtureRequest) -> Tiny:
+    """A tiny model of every family that is known in turn, with pictures of several sizes."""
+    from tests.families import parts_of, requests_of
+
+    model, processor = parts_of(request.param)
+    asked = requests_of()
+    return Tiny(request.param, model, processor, asked[:5], asked[5:], asked[:5])
 
 
 @pytest.fixture

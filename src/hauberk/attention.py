@@ -141,16 +141,30 @@ _CALIBRATED: WeakKeyDictionary[nn.Module, Calibration] = WeakKeyDictionary()
 
 
 def attentions_of(anatomy: Anatomy) -> dict[int, nn.Module]:
-    """Find the causal self-attention of every block of the decoder that has one.
+    """Find the self-attention of every block of the decoder that has one.
 
-    Mllama's cross-attention goes through the same functions and is not causal.
+    Mllama's cross-attention goes through the same functions and has another name; linear attention
+    has no logits.
     """
     found = {}
     for layer, block in enumerate(anatomy.blocks):
-        for module in block.modules():
-            if getattr(module, "is_causal", False) is True and hasattr(module, "config"):
-                found[layer] = module
+        module = getattr(block, "self_attn", None)
+        if isinstance(module, nn.Module) and hasattr(module, "is_causal"):
+            found[layer] = module
     return found
+
+
+def check_reachable(module: nn.Module) -> None:
+    """Raise :class:`UnsupportedRequest` unless the logits of an attention can be calibrated."""
+    if module in _CALIBRATED:
+        return  # they can; that they are already is for `calibrating` to say
+    kind = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if kind not in NAMES or (kind == "eager" and not hasattr(_home(module), _EAGER)):
+        raise UnsupportedRequest(
+            f"the decoder attends by {kind!r}, whose logits cannot be reached; load the "
+            "model with attn_implementation='sdpa', or 'eager' where its file has an "
+            f"{_EAGER}."
+        )
 
 
 @contextmanager
@@ -168,17 +182,11 @@ def calibrating(calibrations: Mapping[nn.Module, Calibration]) -> Iterator[None]
                 raise UnsupportedRequest(
                     "the attention of this model is calibrated already; leave that block first."
                 )
+            check_reachable(module)
             config: Any = module.config
-            kind = config._attn_implementation
-            if kind not in NAMES or (kind == "eager" and not hasattr(_home(module), _EAGER)):
-                raise UnsupportedRequest(
-                    f"the decoder attends by {kind!r}, whose logits cannot be reached; load the "
-                    "model with attn_implementation='sdpa', or 'eager' where its file has an "
-                    f"{_EAGER}."
-                )
             # A copy for this module alone: many modules, and maybe other models, share the config.
             own = copy(config)
-            own._attn_implementation = {"": NAMES[kind]}
+            own._attn_implementation = {"": NAMES[config._attn_implementation]}
             stack.callback(setattr, module, "config", config)
             stack.callback(_CALIBRATED.pop, module)
             _CALIBRATED[module] = calibration
@@ -231,7 +239,8 @@ def _attend(
             "calibrated attention needs all of them in their places; use a cache that keeps every "
             "position (generate's default), and name layers without a sliding window."
         )
-    part = _Part(aim, query, key, value, attention_mask, kwargs.get("scaling"))
+    causal = bool(getattr(module, "is_causal", True))  # PaliGemma's are not
+    part = _Part(aim, query, key, value, attention_mask, kwargs.get("scaling"), causal=causal)
     bias = part.hiding() if told.hidden else part.bias(told.gamma, told.mode)
     if told.watch:
         told.watch(part.share(bias))
@@ -265,6 +274,8 @@ class _Part:
         value: Tensor,
         mask: Tensor | None,
         scaling: float | None,
+        *,
+        causal: bool,
     ) -> None:
         self.aim, self.first = aim, aim.first
         self.rows, self.columns, self.there, self.behind = (
@@ -275,10 +286,10 @@ class _Part:
         self.query = query[chosen][:, :, self.first :]
         self.key, self.value = key[chosen], value[chosen]
         self.groups = query.shape[1] // key.shape[1]
-        if mask is None:  # stands for a causal one; there is no padding
+        if mask is None:  # there is no padding
             positions = torch.arange(key.shape[2], device=query.device)
             queries = torch.arange(self.first, query.shape[2], device=query.device) + aim.past
-            mask = (positions <= queries.unsqueeze(1))[None, None]
+            mask = (positions <= queries.unsqueeze(1) if causal else positions >= 0)[None, None]
         else:
             mask = (mask if len(mask) == 1 else mask[chosen])[:, :, self.first :]
         if mask.dtype == torch.bool:

@@ -57,7 +57,10 @@ def greedy(
             **inputs,
         )
         outputs = core(**step, return_dict=True)
-        inputs = core._update_model_kwargs_for_generation(outputs, inputs)
+        # Mllama's own takes no default.
+        inputs = core._update_model_kwargs_for_generation(
+            outputs, inputs, is_encoder_decoder=core.config.is_encoder_decoder
+        )
         logits = outputs.logits[:, -1].to(ids.device, torch.float32)
         # Shown to processors and criteria, which may remember the prompt's rows, as all of them.
         scores = logits.new_zeros(len(ids), logits.shape[1]).index_copy(0, rows, logits)

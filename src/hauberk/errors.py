@@ -3,6 +3,7 @@
 * HauberkError            catch this to catch them all
   x BadParams             params.yaml holds something that no run can use
   x BadData               a data file is not what it claims to be
+  x BadModel              nothing tells what model this is, or it cannot be built
   x UnknownFamily         no anatomy is known for this model
   x LayerOutOfRange       a setting names a block that the model does not have
   x ResampledPicture      a picture has a size that no gradient passes through
@@ -26,6 +27,10 @@ class BadParams(HauberkError):
 
 class BadData(HauberkError):
     """A data file is missing, malformed, or holds rows that contradict each other."""
+
+
+class BadModel(HauberkError):
+    """The config of a model cannot be read, or tells of none that can be built."""
 
 
 class UnknownFamily(HauberkError):

@@ -32,8 +32,9 @@ class Layout:
 
     sizes: Callable[[Any, int, int], list[Size]]
     """What a picture of some height and width is resampled and cropped to, in this order."""
-    arrange: Callable[[Any, Tensor], dict[str, Tensor]]
-    """Lays out normalised pictures as the model takes them."""
+    arrange: Callable[[Any, Tensor, Size], dict[str, Tensor]]
+    """Lays out normalised pictures, which were of some size before they were cut, as the model
+    takes them."""
     cut: Callable[[Any, Tensor], Tensor] = lambda _, pixels: pixels
     """Cuts pictures in [0, 1] into those that are normalised."""
     resamples: bool = False
@@ -54,8 +55,8 @@ def pixel_input(processor: ProcessorMixin, pixels: Tensor) -> dict[str, Tensor]:
     -------
     dict of str to Tensor
         What the image processor returns for the same pictures, but for what no model takes:
-        ``pixel_values`` in the dtype and on the device of ``pixels``, and with flat patches
-        ``image_grid_thw``.
+        ``pixel_values`` in the dtype and on the device of ``pixels``; with flat patches
+        ``image_grid_thw``; and where a model asks for the size of every picture ``image_sizes``.
 
     Raises
     ------
@@ -81,7 +82,7 @@ def pixel_input(processor: ProcessorMixin, pixels: Tensor) -> dict[str, Tensor]:
             for values in (images.image_mean, images.image_std)
         )
         pixels = (pixels - mean) / std
-    return layout.arrange(images, pixels)
+    return layout.arrange(images, pixels, (height, width))
 
 
 def check_pixel_input(
@@ -106,7 +107,7 @@ def check_pixel_input(
     height, width = pixels.shape[-2:]
     inputs = pixel_input(processor, pixels)
     apart = mean = APART * _scale(images)
-    if layout.resamples and len(inputs["pixel_values"]) > len(pixels):
+    if layout.resamples and inputs["pixel_values"].numel() > pixels.numel():
         apart += _scale(images) / 255 / (min(images.image_std) if images.do_normalize else 1)
     for name, made in inputs.items():
         given = real[name].to(made)
@@ -157,18 +158,37 @@ def _scale(images: Any) -> float:
     return float(255 * images.rescale_factor) if images.do_rescale else 255.0
 
 
-def _layout_of(processor: ProcessorMixin) -> tuple[Any, Layout]:
-    images = processor.image_processor
-    name = type(images).__name__.removesuffix("Pil")  # two back ends, one arithmetic
+def layout_of(image_processor: str) -> Layout:
+    """Find how a class of image processors, by name, feeds a picture.
+
+    Raises
+    ------
+    UnknownFamily
+        If it has no row in :data:`LAYOUTS`: pictures for it cannot be made differentiably.
+    """
+    name = image_processor.removesuffix("Pil")  # two back ends, one arithmetic
     if name not in LAYOUTS:
         raise UnknownFamily(
-            f"pictures for {type(images).__name__} cannot be made differentiably; known are "
+            f"pictures for {image_processor} cannot be made differentiably; known are "
             f"{', '.join(LAYOUTS)}. Add a row to LAYOUTS in hauberk/pixels.py."
         )
-    return images, LAYOUTS[name]
+    return LAYOUTS[name]
 
 
-# --- one square: CLIP and SigLIP --------------------------------------------------------------
+def _layout_of(processor: ProcessorMixin) -> tuple[Any, Layout]:
+    images = processor.image_processor
+    return images, layout_of(type(images).__name__)
+
+
+# --- one square: CLIP, SigLIP and their like ----------------------------------------------------
+
+
+def _padded_sizes(images: Any, height: int, width: int) -> list[Size]:
+    """Fill up to a square first, where the processor does."""
+    if not images.do_pad:
+        return _square_sizes(images, height, width)
+    side = max(height, width)
+    return [(side, side), *_square_sizes(images, side, side)]
 
 
 def _square_sizes(images: Any, height: int, width: int) -> list[Size]:
@@ -181,11 +201,50 @@ def _square_sizes(images: Any, height: int, width: int) -> list[Size]:
     return [resized, (images.crop_size["height"], images.crop_size["width"])]
 
 
-def _plain(_: Any, pixels: Tensor) -> dict[str, Tensor]:
+def _plain(_: Any, pixels: Tensor, size: Size) -> dict[str, Tensor]:
     return {"pixel_values": pixels}
 
 
-# --- flat patches with a grid: Qwen2-VL and Qwen2.5-VL ----------------------------------------
+# --- pictures of their own size: Pixtral ------------------------------------------------------
+
+
+def _own_sizes(images: Any, height: int, width: int) -> list[Size]:
+    """Shrink to the longest edge, then fill up whole patches."""
+    ratio = max(height, width) / images.size["longest_edge"]
+    if ratio > 1:
+        height, width = int(height / ratio), int(width / ratio)
+    high, wide = images.patch_size["height"], images.patch_size["width"]
+    return [(-(-height // high) * high, -(-width // wide) * wide)]
+
+
+def _sized(_: Any, pixels: Tensor, size: Size) -> dict[str, Tensor]:
+    sizes = torch.tensor([size], device=pixels.device).repeat(len(pixels), 1)
+    return {"pixel_values": pixels, "image_sizes": sizes}
+
+
+# --- a thumbnail and tiles, and the size of the whole: LLaVA-NeXT -------------------------------
+
+
+def _anyres_sizes(images: Any, height: int, width: int) -> list[Size]:
+    from transformers.image_processing_utils import select_best_resolution
+
+    best: Size = tuple(select_best_resolution((height, width), images.image_grid_pinpoints))
+    return [best]
+
+
+def _anyres_tiles(images: Any, pixels: Tensor) -> Tensor:
+    """Cut tiles behind the whole picture in the size of one: (n, 1 + tiles, 3, side, side)."""
+    tile = _tile_of(images)
+    rows, columns = pixels.shape[-2] // tile[0], pixels.shape[-1] // tile[1]
+    return torch.cat([_thumbnail(pixels, tile)[:, None], _cut(pixels, rows, columns)], dim=1)
+
+
+def _tile_of(images: Any) -> Size:
+    size = images.crop_size if images.do_center_crop else images.size
+    return (size["height"], size["width"])
+
+
+# --- flat patches with a grid: Qwen2-VL and its successors --------------------------------------
 
 
 def _flat_sizes(images: Any, height: int, width: int) -> list[Size]:
@@ -201,7 +260,23 @@ def _flat_sizes(images: Any, height: int, width: int) -> list[Size]:
     return [size]
 
 
-def _flat(images: Any, pixels: Tensor) -> dict[str, Tensor]:
+def _glm_sizes(images: Any, height: int, width: int) -> list[Size]:
+    from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+
+    frames = images.temporal_patch_size
+    size = smart_resize(
+        frames,
+        height,
+        width,
+        temporal_factor=frames,
+        factor=images.patch_size * images.merge_size,
+        min_pixels=images.size["shortest_edge"],
+        max_pixels=images.size["longest_edge"],
+    )
+    return [size]
+
+
+def _flat(images: Any, pixels: Tensor, size: Size) -> dict[str, Tensor]:
     """Cut patches: neighbours that are merged after one another, each said for every frame."""
     side, merged = images.patch_size, images.merge_size
     n, channels, height, width = pixels.shape
@@ -242,16 +317,25 @@ def _tiles_of(images: Any, height: int, width: int) -> tuple[int, int]:
 def _tiled(images: Any, pixels: Tensor) -> Tensor:
     """Cut tiles, and put the whole picture behind them in the size of one, in 8 bits as well."""
     tile = images.size["height"], images.size["width"]
-    n, channels, height, width = pixels.shape
-    rows, columns = height // tile[0], width // tile[1]
+    rows, columns = pixels.shape[-2] // tile[0], pixels.shape[-1] // tile[1]
     if rows * columns == 1:
         return pixels
-    cut = pixels.reshape(n, channels, rows, tile[0], columns, tile[1])
-    tiles = cut.permute(0, 2, 4, 1, 3, 5).reshape(n, rows * columns, channels, *tile)
-    small = pixels
-    for size in ((height, tile[1]), tile):  # both back ends go by way of an 8-bit picture
-        small = _in_bytes(interpolate(small, size, mode="bicubic", antialias=True))
-    return torch.cat([tiles, small[:, None]], dim=1).flatten(0, 1)
+    tiles = _cut(pixels, rows, columns)
+    return torch.cat([tiles, _thumbnail(pixels, tile)[:, None]], dim=1).flatten(0, 1)
+
+
+def _cut(pixels: Tensor, rows: int, columns: int) -> Tensor:
+    """Cut pictures, row by row: (n, rows * columns, channels, height / rows, width / columns)."""
+    n, channels, height, width = pixels.shape
+    cut = pixels.reshape(n, channels, rows, height // rows, columns, width // columns)
+    return cut.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+
+
+def _thumbnail(pixels: Tensor, size: Size) -> Tensor:
+    """Resample as both back ends do: one side first, and by way of an 8-bit picture."""
+    for step in ((pixels.shape[-2], size[1]), size):
+        pixels = _in_bytes(interpolate(pixels, step, mode="bicubic", antialias=True))
+    return pixels
 
 
 def _in_bytes(pixels: Tensor) -> Tensor:
@@ -263,7 +347,14 @@ def _in_bytes(pixels: Tensor) -> Tensor:
 LAYOUTS = {
     "CLIPImageProcessor": Layout(_square_sizes, _plain),
     "SiglipImageProcessor": Layout(_square_sizes, _plain),
+    "LlavaImageProcessor": Layout(_padded_sizes, _plain),
+    "DeepseekVLImageProcessor": Layout(_padded_sizes, _plain),
+    "Gemma3ImageProcessor": Layout(_square_sizes, _plain),
+    "PixtralImageProcessor": Layout(_own_sizes, _sized),
+    "LlavaNextImageProcessor": Layout(_anyres_sizes, _sized, _anyres_tiles, resamples=True),
+    "LlavaOnevisionImageProcessor": Layout(_anyres_sizes, _sized, _anyres_tiles, resamples=True),
     "Qwen2VLImageProcessor": Layout(_flat_sizes, _flat),
+    "Glm4vImageProcessor": Layout(_glm_sizes, _flat),
     "GotOcr2ImageProcessor": Layout(_tile_sizes, _plain, _tiled, resamples=True),
 }
 """By the class of the image processor, of either back end."""

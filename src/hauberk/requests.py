@@ -1,10 +1,11 @@
 """Requests: from messages and images to processor inputs, their twins, and their answers."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -12,8 +13,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import (
+    BatchFeature,
+    MllamaProcessor,
+    PaliGemmaProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
+from hauberk.anatomy import looks_across
 from hauberk.blank import BlankKind, blank_image
 from hauberk.decoding import greedy
 from hauberk.errors import BadRequest, UnsupportedRequest
@@ -111,9 +119,7 @@ def prompt_of(processor: ProcessorMixin, request: Request) -> str:
     UnsupportedRequest
         If the template does not put what the answer begins with behind the prompt.
     """
-    prompt = str(
-        processor.apply_chat_template(request.messages, add_generation_prompt=True, tokenize=False)
-    )
+    prompt = _rendered(processor, request.messages, add_generation_prompt=True)
     return prompt + _behind(processor, request, prompt, request.begun)
 
 
@@ -139,13 +145,53 @@ def _behind(processor: ProcessorMixin, request: Request, prompt: str, said: str)
     # Some templates read what the assistant said as text alone, others as parts alone.
     for content in (said, [{"type": "text", "text": said}]):
         turns = [*request.messages, {"role": "assistant", "content": content}]
-        whole = str(processor.apply_chat_template(turns, tokenize=False))
+        whole = _rendered(processor, turns)
         before, found, _ = whole.removeprefix(prompt).partition(said)
         if whole.startswith(prompt) and found:
             return before + found
     raise UnsupportedRequest(
         f"the chat template does not put the answer {said[:60]!r} behind the prompt "
         f"{prompt[:60]!r}; correct the template."
+    )
+
+
+_PALIGEMMA_CHAT = (
+    "{% for turn in messages %}{% for part in turn['content'] if part['type'] == 'image' %}"
+    "<image>{% endfor %}{% endfor %}{{ bos_token }}{% for turn in messages %}"
+    "{% if turn['role'] == 'assistant' %}{{ '\n' + turn['content'] }}{% else %}"
+    "{% for part in turn['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{{ ' ' if turn['role'] == 'system' else '' }}{% endif %}{% endfor %}"
+    "{{ '\n' if add_generation_prompt else '' }}"
+)
+"""Its checkpoints bring none.  This writes what its processor makes of a question: pictures, the
+beginning of text, the question, and a line break behind which the answer comes."""
+
+
+def _rendered(
+    processor: ProcessorMixin, turns: list[dict[str, Any]], *, add_generation_prompt: bool = False
+) -> str:
+    """Render a conversation by the chat template of the processor.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If there is none.
+    """
+    template = None  # that of the processor
+    if not (processor.chat_template or processor.tokenizer.chat_template):
+        template = _PALIGEMMA_CHAT if isinstance(processor, PaliGemmaProcessor) else ""
+    if template == "":
+        raise UnsupportedRequest(
+            f"{type(processor).__name__} brings no chat template, so that nobody knows how the "
+            "model is asked; set processor.chat_template to that of its family."
+        )
+    return str(
+        processor.apply_chat_template(
+            turns,
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
     )
 
 
@@ -183,10 +229,21 @@ def encode_answered(
     }
     shape = inputs["input_ids"].shape
     for name, values in list(inputs.items()):
-        if values.shape == shape:  # what kind of token a column is: an answer is plain text, 0
-            plain = values.new_zeros(labels.shape)
-            inputs[name] = torch.cat([values, columns.get(name, plain)], dim=1)
+        if values.shape == shape:
+            kind = values.new_full(labels.shape, answer_kind(processor, name))
+            inputs[name] = torch.cat([values, columns.get(name, kind)], dim=1)
+        elif name == "cross_attention_mask":  # an answer sees what the end of its prompt sees
+            seen = values[:, -1:].expand(-1, labels.shape[1], *values.shape[2:])
+            inputs[name] = torch.cat([values, seen], dim=1)
     return inputs, labels
+
+
+def answer_kind(processor: ProcessorMixin, name: str) -> int:
+    """What is said of the tokens of an answer where an input tells the kind of every token.
+
+    Plain text, 0; but to PaliGemma, 0 is what a prompt sees in both directions, and 1 what follows.
+    """
+    return int(name == "token_type_ids" and isinstance(processor, PaliGemmaProcessor))
 
 
 def _tokens_said(processor: ProcessorMixin, request: Request, answer: str) -> list[int]:
@@ -212,10 +269,22 @@ def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeatu
     ------
     BadRequest
         If a text holds what stands for a picture, or :func:`as_rgb` cannot read a picture.
+    UnsupportedRequest
+        If there is no chat template, or pictures are seen by cross-attention and not all requests
+        have as many.
     """
     _refuse_placeholders(processor, requests)
+    numbers = sorted({len(request.images) for request in requests})
+    if isinstance(processor, MllamaProcessor) and len(numbers) > 1:
+        raise UnsupportedRequest(
+            f"requests of {numbers} pictures in one batch: to cross-attention, positions that have "
+            "no picture to look at see those of the whole batch; encode requests of as many "
+            "pictures together, as hauberk.requests.batches puts them."
+        )
     prompts = [prompt_of(processor, request) for request in requests]
     images = [[as_rgb(image) for image in request.images] for request in requests]
+    if isinstance(processor, PaliGemmaProcessor):
+        return _paligemma_inputs(processor, prompts, images)
     bos = processor.tokenizer.bos_token
     templated = bool(bos) and all(prompt.startswith(bos) for prompt in prompts)
     inputs: BatchFeature = processor(
@@ -227,6 +296,36 @@ def encode(processor: ProcessorMixin, requests: Sequence[Request]) -> BatchFeatu
         return_tensors="pt",
     )
     return inputs
+
+
+def _paligemma_inputs(
+    processor: PaliGemmaProcessor, prompts: Sequence[str], images: Sequence[list[Image.Image]]
+) -> BatchFeature:
+    """Do what its processor does with a prompt that has a picture, with every prompt.
+
+    It takes none without, and beside others it puts the beginning of text into the middle of such
+    a one.  Its labels, which tell the model that it is trained, are left out.
+    """
+    token, tokenizer = processor.image_token, processor.tokenizer
+    for prompt, shown in zip(prompts, images, strict=True):
+        if prompt.count(token) != len(shown) or tokenizer.bos_token not in prompt:
+            raise ValueError(
+                f"the chat template makes {prompt[:60]!r} of a request with {len(shown)} pictures; "
+                f"for PaliGemma it has to write {token!r} for each, and {tokenizer.bos_token!r} "
+                "behind them."
+            )
+    expanded = [prompt.replace(token, token * processor.image_seq_length) for prompt in prompts]
+    told = tokenizer(
+        expanded,
+        padding=True,
+        padding_side="left",
+        add_special_tokens=False,
+        return_token_type_ids=True,
+        return_tensors="pt",
+    )
+    flat = [image for shown in images for image in shown]
+    pixels = processor.image_processor(flat, return_tensors="pt") if flat else {}
+    return BatchFeature({**told, **pixels})
 
 
 def _refuse_placeholders(processor: ProcessorMixin, requests: Sequence[Request]) -> None:
@@ -389,17 +488,32 @@ def respond(
         )
 
     _refuse_placeholders(processor, requests)
-    order = sorted(range(len(requests)), key=lambda i: _length(requests[i]))
     answers: dict[int, Response] = {}
     with defense.applied(model) if defense else nullcontext():
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        order = sorted(range(len(requests)), key=lambda i: _length(requests[i]))
+        for indices in batches(model, requests, order, batch_size):
             asked = [requests[index] for index in indices]
             batch = _respond(model, processor, asked, indices, defense, max_new_tokens, cache)
             answers.update(zip(indices, batch, strict=True))
             if on_batch:
                 on_batch(indices, batch)
     return [answers[index] for index in range(len(requests))]
+
+
+def batches(
+    model: PreTrainedModel, requests: Sequence[Request], order: Iterable[int], batch_size: int
+) -> Iterator[list[int]]:
+    """Cut an order of requests into batches that a model answers as it does single ones.
+
+    To cross-attention, positions that have no picture to look at see those of the whole batch: of
+    such a model, only requests of as many pictures come together.
+    """
+    alike = looks_across(model)
+    placed = sorted(order, key=lambda i: len(requests[i].images)) if alike else order
+    for _, group in groupby(placed, lambda i: alike and len(requests[i].images)):
+        indices = list(group)
+        for start in range(0, len(indices), batch_size):
+            yield indices[start : start + batch_size]
 
 
 def _length(request: Request) -> tuple[int, int]:

@@ -24,11 +24,19 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
-from hauberk.anatomy import anatomy_of
+from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.blank import BlankKind, blank_image
 from hauberk.errors import UnsupportedRequest
 from hauberk.hooks import recording
-from hauberk.requests import Request, encode, mean_color, prompt_of, text_twin
+from hauberk.requests import (
+    Request,
+    batches,
+    blank_twin,
+    encode,
+    mean_color,
+    prompt_of,
+    text_twin,
+)
 
 _PROBE = "how do i open it ?"
 _PROBE_SIZE = 32, 32
@@ -65,9 +73,10 @@ class TwinStates:
     Raises
     ------
     UnsupportedRequest
-        If the model has no image tokens (cross-attention), if the processor has no one size for
-        its squares, or if the text twin cannot be read off a tokenized prompt, because the chat
-        template does not simply insert text where an image stands or the tokenizer hides where.
+        If the twins of a prompt do not follow from its tokens (:func:`check_read_off`), if the
+        processor has no one size for its squares, or if the text twin cannot be read off, because
+        the chat template does not simply insert text where an image stands or the tokenizer hides
+        where.
     """
 
     def __init__(
@@ -81,11 +90,7 @@ class TwinStates:
         self.model, self.processor, self.blank = model, processor, blank
         self._free, self._known = remember, dict[_Key, Tensor]()
         self.anatomy = anatomy_of(model)
-        if self.anatomy.layout == "cross":
-            raise UnsupportedRequest(
-                "blank twins of models that look at pictures by cross-attention are not built "
-                "yet; use level: dataset."
-            )
+        check_read_off(self.anatomy, processor.image_processor)
         self.square = _input_size(processor) if self.anatomy.layout != "flat" else None
         tokenizer = processor.tokenizer
         self.token = tokenizer.convert_ids_to_tokens(self.anatomy.image_token_id)
@@ -366,6 +371,55 @@ class TwinStates:
         return dict(made.to(self.model.device))
 
 
+def check_read_off(anatomy: Anatomy, images: Any) -> None:
+    """Raise :class:`UnsupportedRequest` unless a prompt's tokens tell what its twins are.
+
+    ``images`` is the image processor.
+
+    They tell the size of a picture only where that is fixed, or a grid; and a blank prefix can be
+    read once for many prompts only where nothing looks ahead.
+    """
+    if anatomy.layout not in ("fixed", "tiles", "flat"):
+        raise UnsupportedRequest(
+            f"how a {anatomy.family!r} model is given a blank picture of the same size cannot be "
+            f"told from the tokens of a prompt (pixel layout: {anatomy.layout or 'not known'}); "
+            "use level: dataset."
+        )
+    if anatomy.layout == "flat" and not hasattr(images, "merge_size"):
+        raise UnsupportedRequest(
+            f"the image processor of this {anatomy.family!r} model, {type(images).__name__}, does "
+            "not tell how many patches become one token (merge_size); use level: dataset."
+        )
+    if anatomy.layout == "fixed" and getattr(images, "do_pad", None):
+        raise UnsupportedRequest(
+            f"the {type(images).__name__} of this {anatomy.family!r} model fills pictures up to "
+            "squares, so that what a blank one looks like depends on a size that the tokens of a "
+            "prompt do not tell; use level: dataset."
+        )
+    if anatomy.mutual:
+        raise UnsupportedRequest(
+            f"in a {anatomy.family!r} model tokens of a picture or prompt see those behind them, "
+            "so that a blank prefix is not the same before every question; use level: dataset."
+        )
+
+
+def rendered_shifts(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    requests: Sequence[Request],
+    blank: BlankKind = "white",
+    batch_size: int = 64,
+) -> Tensor:
+    """The shifts of requests from two whole prefills each: (requests, blocks, hidden size).
+
+    Of any family: the twins are rendered by the chat template and read by the processor.
+    """
+    twins = [text_twin(request) for request in requests]
+    blanks = [blank_twin(request, processor, blank) for request in requests]
+    without, shown = (last_states(model, processor, each, batch_size) for each in (twins, blanks))
+    return without - shown
+
+
 @torch.no_grad()
 def last_states(
     model: PreTrainedModel,
@@ -378,14 +432,21 @@ def last_states(
     Read with hooks of our own: the last entry of ``output_hidden_states`` has already passed the
     final norm.  Also inside ``defense.applied(model)``, where it shows the states as edited.
     """
-    found = []
-    for start in range(0, len(requests), batch_size):
-        inputs = encode(processor, requests[start : start + batch_size]).to(model.device)
-        with recording(anatomy_of(model).blocks, lambda states: states[:, -1].float()) as seen:
+    blocks = anatomy_of(model).blocks
+    found = torch.empty(len(requests), len(blocks), anatomy_of(model).hidden_size)
+    for indices in batches(model, requests, range(len(requests)), batch_size):
+        inputs = encode(processor, [requests[index] for index in indices]).to(model.device)
+        if "pixel_values" in inputs:
+            inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+        with recording(blocks, lambda states: states[:, -1].float()) as seen:
             model(**inputs, logits_to_keep=1)
-        # The last pass: a defense per sample runs the twins through the same blocks before it.
-        found.append(torch.stack([outputs[-1] for outputs in seen], dim=1).cpu())
-    return torch.cat(found)
+        states: list[Tensor] = []
+        for outputs in seen:
+            # The last pass: a defense per sample runs the twins through the same blocks before it.
+            # Cross-attention is passed over where there is no picture: the stream stays as it is.
+            states.append(outputs[-1] if outputs else states[-1])
+        found[indices] = torch.stack(states, dim=1).cpu()
+    return found
 
 
 def _inserted_by_image(processor: ProcessorMixin, token: str) -> str:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hauberk.anatomy import anatomy_of
+from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.attention import (
     Calibration,
     Focus,
@@ -33,6 +33,7 @@ from hauberk.attention import (
     aim_at,
     attentions_of,
     calibrating,
+    check_reachable,
 )
 from hauberk.defenses.prefix_tokens import Placement, PrefixFinder, prefixed
 from hauberk.errors import UnsupportedRequest
@@ -94,6 +95,29 @@ class PrefixSetting:
         return tuple(range(round(_FIRST * blocks), round(_LAST * blocks) + 1))
 
 
+def check_calibrates(anatomy: Anatomy, setting: PrefixSetting) -> None:
+    """Raise unless the attention of a model can be calibrated in the blocks of a setting.
+
+    Raises
+    ------
+    LayerOutOfRange
+        If the model has no such blocks.
+    UnsupportedRequest
+        If none of them looks back by self-attention, or their logits cannot be reached.
+    """
+    layers = setting.chosen_layers(len(anatomy.blocks))
+    anatomy.check_layers(layers)
+    modules = attentions_of(anatomy)
+    chosen = [modules[layer] for layer in layers if layer in modules]
+    if not chosen:
+        raise UnsupportedRequest(
+            f"layers {list(layers)} of this {anatomy.family!r} model have no self-attention "
+            f"that looks back; {sorted(modules)} have. Name some of those."
+        )
+    for module in chosen:
+        check_reachable(module)
+
+
 class PrefixAttention:
     """A safety prefix with calibrated attention on it.
 
@@ -143,8 +167,8 @@ class PrefixAttention:
     ) -> Iterator[None]:
         """Calibrate; ``shares`` collect, block by block, how much attention the prefix has."""
         anatomy, setting = anatomy_of(model), self.setting
+        check_calibrates(anatomy, setting)
         layers = setting.chosen_layers(len(anatomy.blocks))
-        anatomy.check_layers(layers)
         image = anatomy.image_token_id
         if image not in self._finders:
             self._finders[image] = PrefixFinder(
@@ -152,11 +176,6 @@ class PrefixAttention:
             )
         finder = self._finders[image]
         modules, focus = attentions_of(anatomy), Focus()
-        if not modules.keys() & set(layers):
-            raise UnsupportedRequest(
-                f"layers {list(layers)} of this {anatomy.family!r} model have no self-attention "
-                f"that looks back; {sorted(modules)} have. Name some of those."
-            )
         told = {
             module: Calibration(
                 focus,

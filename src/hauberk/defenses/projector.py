@@ -351,7 +351,33 @@ class Projector:
         return projector
 
 
+def check_part(part: Part, model: PreTrainedModel) -> None:
+    """Raise unless a model has weights that can be replaced.
+
+    Raises
+    ------
+    UnsupportedRequest
+        If it has none, or some that are stored in less than half precision.
+    LayerOutOfRange, UnknownFamily
+        If the model has no such parts.
+    """
+    whole = part.whole(model)
+    weights = whole | {name: layer.weight for name, layer in part.adapted(model).items()}
+    if not whole or (part.mode == "lora" and len(weights) == len(whole)):
+        raise UnsupportedRequest(
+            f"the parts that mode {part.mode!r} changes have no weights in this "
+            f"{model.config.model_type!r} model; choose another mode."
+        )
+    packed = sorted(name for name, weight in weights.items() if not weight.is_floating_point())
+    if packed:
+        raise UnsupportedRequest(
+            f"{len(packed)} weights, such as {packed[0]!r}, are quantised, and cannot be replaced "
+            "by trained ones; load the model in half precision."
+        )
+
+
 def _expected(part: Part, model: PreTrainedModel) -> set[str]:
+    check_part(part, model)
     factors = {
         f"{name}.weight{kind}" for name in part.adapted(model) for kind in (FACTOR_A, FACTOR_B)
     }

@@ -55,8 +55,12 @@ class Features:
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, limit: int) -> None:
         takes = "mm_encoder_outputs" in signature(model.forward).parameters
         single = len(anatomy.connectors) == 1  # deepstack mergers work inside of the tower
+        # Of tiles and sizes some is cut away, and line ends are put in, behind the projector; where
+        # it has sizes as a second input, it does that itself.
+        rows = anatomy.layout != "anyres"
+        rows = rows and len(signature(anatomy.projector.forward).parameters) == 1
         self.model, self.projector = model, anatomy.projector
-        self.free = limit if takes and single else 0
+        self.free = limit if takes and single and rows else 0
         self.split = bool(self.free)
         """Whether projector and tower run apart."""
         self._kept: dict[tuple[int, ...], tuple[Sequence[Any], Seen]] = {}
@@ -72,7 +76,7 @@ class Features:
         if not rows:
             return {}
         names = rows[0][1].keys()
-        told = {name: torch.cat([inputs[name] for _, inputs in rows]) for name in names}
+        told = {name: _joined([inputs[name] for _, inputs in rows]) for name in names}
         if not self.split:
             return self._ready(told)
         seen = [self._seen(*row) for row in rows]
@@ -132,3 +136,15 @@ class Features:
             shapes=tuple(part.shape for part in parts),
             listed=not isinstance(found, Tensor),
         )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Put pictures below one another, padded with zeros to one shape, as processors do.
+
+    What is padded is told by ``image_sizes`` or a mask, and no model reads it.
+    """
+    shape = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+    filled = [part.new_zeros(len(part), *shape) for part in parts]
+    for whole, part in zip(filled, parts, strict=True):
+        whole[tuple(slice(size) for size in part.shape)] = part
+    return torch.cat(filled)

@@ -22,13 +22,20 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.analysis.safety_layers import next_token_logits
 from hauberk.analysis.states import text_states
-from hauberk.anatomy import anatomy_of
+from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.defenses.alignment import Aligned, AlignmentSetting, TextGuidedAlignmentLoss, pooled
 from hauberk.defenses.projector import Retrieved
 from hauberk.defenses.projector_features import Features
 from hauberk.errors import UnsupportedRequest
 from hauberk.hooks import recording, run_to
-from hauberk.requests import IGNORED, Request, encode, encode_answered, prompt_of
+from hauberk.requests import (
+    IGNORED,
+    Request,
+    answer_kind,
+    encode,
+    encode_answered,
+    prompt_of,
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,7 @@ class ProjectorLoss:
 
     def __post_init__(self) -> None:
         self.anatomy = anatomy_of(self.model)
+        check_trains(self.anatomy)
         self.anatomy.check_layers(self.alignment.layers)
         last = len(self.anatomy.blocks) - 1
         if self.alignment.form == "kl" and self.alignment.layers != (last,):
@@ -369,12 +377,14 @@ class ProjectorLoss:
         """
         text = {}
         for name in rows[0].prompt.keys() - {"attention_mask"}:
-            ids = name == "input_ids"  # of what else there is, an answer is plain text, 0
+            ids, kind = name == "input_ids", answer_kind(self.processor, name)
+            answers = [row.answer if ids else torch.full_like(row.answer, kind) for row in rows]
             lines = [
-                torch.cat([row.prompt[name], row.answer if ids else torch.zeros_like(row.answer)])
-                for row in rows
+                torch.cat([row.prompt[name], answer])
+                for row, answer in zip(rows, answers, strict=True)
             ]
-            text[name] = pad_sequence(lines, batch_first=True, padding_value=self._pad * ids)
+            padding = self._pad if ids else kind
+            text[name] = pad_sequence(lines, batch_first=True, padding_value=padding)
         labels = pad_sequence(
             [
                 torch.cat([torch.full_like(row.prompt["input_ids"], IGNORED), row.answer])
@@ -388,6 +398,20 @@ class ProjectorLoss:
     def _computing(self) -> torch.autocast:
         kind = self.model.device.type
         return torch.autocast(kind, self.autocast, enabled=self.autocast is not None)
+
+
+def check_trains(anatomy: Anatomy) -> None:
+    """Raise :class:`UnsupportedRequest` unless prompts of several lengths can be laid out anew.
+
+    Pictures that are seen by cross-attention have a mask position by position, which is not laid
+    out anew here.
+    """
+    if anatomy.layout == "cross":
+        raise UnsupportedRequest(
+            f"a {anatomy.family!r} model looks at pictures by cross-attention, for which training "
+            "of the projector is not built; apply weights that were trained elsewhere, or choose "
+            "a model whose pictures stand in the prompt."
+        )
 
 
 @dataclass(frozen=True)

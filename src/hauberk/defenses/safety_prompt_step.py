@@ -34,7 +34,7 @@ from hauberk.defenses.safety_prompt import Geometry, SafetyPrompt
 from hauberk.errors import UnsupportedRequest
 from hauberk.hooks import recording, run_to
 from hauberk.pixels import check_pixel_input, pixel_input
-from hauberk.requests import IGNORED, Request, encode_answered
+from hauberk.requests import IGNORED, Request, answer_kind, encode_answered
 
 
 @dataclass(frozen=True)
@@ -287,12 +287,13 @@ class FrameLoss:
         answers = [row.answer if answered else row.answer[:0] for row in rows]
         text = {}
         for name in rows[0].prompt.keys() - {"attention_mask"}:
-            ids = name == "input_ids"  # of what else there is, an answer is plain text, 0
+            ids, kind = name == "input_ids", answer_kind(self.processor, name)
             lines = [
-                torch.cat([row.prompt[name], answer if ids else torch.zeros_like(answer)])
+                torch.cat([row.prompt[name], answer if ids else torch.full_like(answer, kind)])
                 for row, answer in zip(rows, answers, strict=True)
             ]
-            text[name] = pad_sequence(lines, batch_first=True, padding_value=self._pad * ids)
+            padding = self._pad if ids else kind
+            text[name] = pad_sequence(lines, batch_first=True, padding_value=padding)
         labels = pad_sequence(
             [
                 torch.cat([torch.full_like(row.prompt["input_ids"], IGNORED), answer])
@@ -340,7 +341,7 @@ class FrameLoss:
             known = {
                 name: values.to(self.model.device)
                 for name, values in inputs.items()
-                if name in ("pixel_values", "image_grid_thw")
+                if name in ("pixel_values", "image_grid_thw", "image_sizes")
             }
             known["pixel_values"] = known["pixel_values"].to(self.model.dtype)
             look.get_image_features(**known)

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hauberk.analysis.twins import TwinStates
+from hauberk.analysis.twins import TwinStates, check_read_off, rendered_shifts
 from hauberk.anatomy import Anatomy, anatomy_of
 from hauberk.blank import BlankKind
 from hauberk.bundle import Binding, Bound, Card, write_bundle
@@ -132,7 +132,9 @@ def sample_shifts(
 ) -> Tensor:
     """Compute the shift of every request: (requests, layers, hidden size) float32 on the CPU.
 
-    Only the presence and the size of an image matter, not what it shows.
+    Only the presence and the size of an image matter, not what it shows.  Where the twins can be
+    read off the tokens they share their blank prefix (:class:`TwinStates`); elsewhere both are read
+    whole, to the same numbers.
 
     Raises
     ------
@@ -146,7 +148,10 @@ def sample_shifts(
             f"{without[0][:60]!r}), so that there is no shift to compute; give anchors with "
             "a picture."
         )
-    twins = TwinStates(model, processor, blank)
+    try:
+        twins = TwinStates(model, processor, blank)
+    except UnsupportedRequest:
+        return rendered_shifts(model, processor, requests, blank, batch_size)
     found = []
     for start in range(0, len(requests), batch_size):
         inputs = encode(processor, requests[start : start + batch_size]).to(model.device)
@@ -158,6 +163,21 @@ def sample_shifts(
             ).cpu()
         )
     return torch.cat(found)
+
+
+def check_applies(anatomy: Anatomy, setting: ShiftSetting, images: Any) -> None:
+    """Raise unless a shift can be applied to a model; ``images`` is its image processor.
+
+    Raises
+    ------
+    LayerOutOfRange
+        If the model has no such blocks.
+    UnsupportedRequest
+        At sample level, if the twins of a prompt do not follow from its tokens.
+    """
+    anatomy.check_layers(setting.chosen_layers(len(anatomy.blocks)))
+    if setting.level == "sample":
+        check_read_off(anatomy, images)
 
 
 def composed(vectors: Tensor, setting: ShiftSetting) -> dict[int, Tensor]:
@@ -238,8 +258,7 @@ class Shift:
         if self._bound:
             self._bound.check(model)
         anatomy = anatomy_of(model)
-        layers = self.setting.chosen_layers(len(anatomy.blocks))
-        anatomy.check_layers(layers)
+        check_applies(anatomy, self.setting, getattr(self.processor, "image_processor", None))
         if model in _SHIFTED:
             raise UnsupportedRequest(
                 f"a {self.method} defense is applied to this model already, and a second one would "
@@ -248,18 +267,17 @@ class Shift:
             )
         _SHIFTED.add(model)
         try:
-            with self._edited(model, anatomy, layers):
+            with self._edited(model, anatomy):
                 yield
         finally:
             _SHIFTED.discard(model)
 
     @contextmanager
-    def _edited(
-        self, model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]
-    ) -> Iterator[None]:
+    def _edited(self, model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
         if self.setting.alpha == 0:
             yield
             return
+        layers = self.setting.chosen_layers(len(anatomy.blocks))
         session = _Session(self, model, anatomy)
         edits: dict[int, Edit] = {layer: partial(session.edit, layer) for layer in layers}
         before = model.register_forward_pre_hook(session.before, with_kwargs=True)

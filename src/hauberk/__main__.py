@@ -1,0 +1,5 @@
+"""``python -m hauberk`` is ``hauberk``."""
+
+from hauberk.cli import main
+
+main()
