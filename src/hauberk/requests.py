@@ -61,6 +61,10 @@ class Response:
     text: str
     tokens: int
     seconds: float
+    error: str = ""
+    """Why there is no answer; "" where there is one, as always where the model runs here."""
+    refused: bool = False
+    """Whoever serves the model declares it to be no answer: see :mod:`hauberk.target`."""
 
 
 class SupportsDefense(Protocol):
@@ -416,7 +420,7 @@ def _respond(
     cache: EncoderCache | None,
 ) -> list[Response]:
     started = time.perf_counter()
-    batch = _rewritten(defense, requests, indices) if defense else requests
+    batch = rewritten(defense, requests, indices) if defense else requests
 
     def make() -> BatchFeature:
         inputs = _encode(processor, batch, indices).to(model.device)
@@ -458,7 +462,7 @@ def _said(processor: ProcessorMixin, begun: str, last: int, answer: list[int]) -
     return begun + whole[len(known) :]
 
 
-def _rewritten(
+def rewritten(
     defense: SupportsDefense, requests: Sequence[Request], indices: Sequence[int]
 ) -> Sequence[Request]:
     """Let a defense change requests, all at once if it can; one that it cannot read is named."""
