@@ -46,7 +46,6 @@ from hauberk.replies import (
     read_completion,
     retry_after,
 )
-from hauberk.requests import as_rgb
 
 T = TypeVar("T")
 
@@ -257,7 +256,10 @@ class Endpoint:
                 reply = replace(reply, cost=self._cost(reply))
                 self.usage.add(reply)
                 replies[index] = reply
-                on_reply(index, reply)
+                try:
+                    on_reply(index, reply)
+                except (KeyboardInterrupt, SystemExit) as error:
+                    raise _Stopped(error) from None
 
         size = self.setting.concurrency
         limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
@@ -271,7 +273,8 @@ class Endpoint:
                         for _ in range(size):
                             group.create_task(work(client, cache))
                 except BaseExceptionGroup as errors:
-                    raise errors.exceptions[0] from None
+                    first = errors.exceptions[0]
+                    raise (first.error if isinstance(first, _Stopped) else first) from None
         return [replies[index] for index in range(len(replies))]
 
     def _body(self, payload: Mapping[str, Any]) -> bytes:
@@ -372,6 +375,14 @@ class Endpoint:
         return raw.replace(self._key.encode(), b"[key]")
 
 
+class _Stopped(Exception):
+    """Carries out of a task what a loop would let fall out of its middle."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
 def _finished(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end: in a loop of its own, in a thread of its own if one is running here."""
     try:
@@ -403,6 +414,8 @@ def data_url(image: Image.Image) -> str:
     BadRequest
         If :func:`hauberk.requests.as_rgb` cannot read it.
     """
+    from hauberk.requests import as_rgb  # here, so that asking in words alone needs no torch
+
     file = io.BytesIO()
     as_rgb(image).save(file, format="PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
