@@ -13,7 +13,7 @@ could speak for the guard.  Such marks are written with a space inside.
 import hashlib
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -168,17 +168,25 @@ class GuardJudge:
     ) -> list[Verdict]:
         """Judge the response to each sample: greedily, in batches of similar lengths."""
         pairs = list(zip(samples, responses, strict=True))
-        order = sorted(range(len(pairs)), key=lambda i: self._length(*pairs[i]))
         verdicts: dict[int, Verdict] = {}
-        for start in range(0, len(order), self.setting.batch_size):
-            batch = order[start : start + self.setting.batch_size]
+        for batch in self._batches(pairs):
             for index, verdict in zip(batch, self._judge([pairs[i] for i in batch]), strict=True):
                 verdicts[index] = verdict
             progress(len(batch))
         return [verdicts[index] for index in range(len(pairs))]
 
-    def _length(self, sample: Sample, response: str) -> tuple[bool, int]:
-        return self._picture(sample) is not None, len(sample.question) + len(response)
+    def _batches(self, pairs: Sequence[tuple[Sample, str]]) -> Iterator[list[int]]:
+        """Apart with pictures and without: not every processor reads both at once."""
+        lengths = [len(sample.question) + len(response) for sample, response in pairs]
+        size = self.setting.batch_size
+        for pictured in (False, True):
+            alike = [
+                index
+                for index, (sample, _) in enumerate(pairs)
+                if (self._picture(sample) is not None) is pictured
+            ]
+            alike.sort(key=lambda index: lengths[index])
+            yield from (alike[start : start + size] for start in range(0, len(alike), size))
 
     def _picture(self, sample: Sample) -> Any:
         return sample.image if "image" in self.sees else None
