@@ -17,7 +17,7 @@ from hauberk.defenses.safety_prompt import Geometry
 from hauberk.endpoint import Endpoint, EndpointSetting
 from hauberk.errors import BadRequest, UnsupportedRequest
 from hauberk.evaluation.run import evaluate_through, read_records
-from hauberk.requests import Request
+from hauberk.requests import Request, respond
 from hauberk.target import Target, check_defense, obstacle
 from tests.serving import failure, last_text, serving
 from tests.test_endpoint import PASSING
@@ -85,6 +85,21 @@ def guard(tiny):
         return GuardAlign(None, PrefixAttention(PrefixSetting(gamma=gamma), tiny.processor))
 
     return make
+
+
+@pytest.mark.parametrize("defense", [None, frame()], ids=["none", "framed"])
+def test_a_model_answers_the_same_here_and_served(tiny, defense):
+    def behave(body, count):
+        request = Request(last_text(body), pictures_in(body))
+        (response,) = respond(tiny.model, tiny.processor, [request], max_new_tokens=6)
+        return response.text
+
+    requests = tiny.pictured[:4]
+    with serving(behave) as server:
+        served = target_of(server, concurrency=1, timeout=10.0).respond(requests, defense)
+    here = respond(tiny.model, tiny.processor, requests, defense, max_new_tokens=6)
+    assert [response.text for response in served] == [response.text for response in here]
+    assert len({response.text for response in here}) > 1
 
 
 class Unknown:

@@ -317,7 +317,8 @@ class Endpoint:
                 break
             await asyncio.sleep(wait)
         self._failed_in_row += 1
-        return Reply(error=f"no answer of {setting.url} after {tried + 1} tries: {why}")
+        tries = f"{tried + 1} of {setting.retries + 1} tries"
+        return Reply(error=f"no answer of {setting.url} in {tries}: {why}")
 
     def _wait(self, tried: int, asked: float | None) -> float:
         if asked is None:
