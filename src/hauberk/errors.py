@@ -14,6 +14,8 @@
   x TamperedBundle        a bundle's bytes are not those that were published
   x WrongModel            a bundle was made for another model
   x MissingClip           the CLIP that a bundle looks at pictures with cannot be loaded
+  x BadEndpoint           a served model refuses whatever it is asked, or lacks its key
+  x BadJudge              a judge is described wrongly, or its model cannot be loaded
 """
 
 
@@ -71,3 +73,11 @@ class WrongModel(HauberkError):
 
 class MissingClip(HauberkError):
     """The CLIP that a bundle needs beside its model is not where the card says."""
+
+
+class BadEndpoint(HauberkError):
+    """A served model answers nothing until its address, name, key or account is corrected."""
+
+
+class BadJudge(HauberkError):
+    """There is no such judge, or its model is not what its format is made for."""

@@ -69,6 +69,10 @@ class Response:
     text: str
     tokens: int
     seconds: float
+    error: str = ""
+    """Why there is no answer; "" where there is one, as always where the model runs here."""
+    refused: bool = False
+    """Whoever serves the model declares it to be no answer: see :mod:`hauberk.target`."""
 
 
 class SupportsDefense(Protocol):
@@ -530,7 +534,7 @@ def _respond(
     cache: EncoderCache | None,
 ) -> list[Response]:
     started = time.perf_counter()
-    batch = _rewritten(defense, requests, indices) if defense else requests
+    batch = rewritten(defense, requests, indices) if defense else requests
 
     def make() -> BatchFeature:
         inputs = _encode(processor, batch, indices).to(model.device)
@@ -572,7 +576,7 @@ def _said(processor: ProcessorMixin, begun: str, last: int, answer: list[int]) -
     return begun + whole[len(known) :]
 
 
-def _rewritten(
+def rewritten(
     defense: SupportsDefense, requests: Sequence[Request], indices: Sequence[int]
 ) -> Sequence[Request]:
     """Let a defense change requests, all at once if it can; one that it cannot read is named."""

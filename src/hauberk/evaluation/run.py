@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -45,7 +46,10 @@ class Record:
     seconds: float
     tokens: int
     error: str = ""
-    """What a judge raised, if one did."""
+    """What a judge raised, if one did, or why there is no answer to judge."""
+    declared: Literal["", "failed", "refused"] = ""
+    """What a served model's endpoint said itself, so that no judge is to be asked: that there is no
+    answer, or that this is a refusal."""
 
     @property
     def unknown(self) -> bool:
@@ -102,9 +106,46 @@ def judge_response(sample: Sample, response: Response, *, model: str, defense: s
     )
 
 
+def _declared(record: Record, response: Response) -> Record:
+    """Let a record say what the endpoint of a served model said itself."""
+    if response.error:
+        unknown: Outcome = "judge_error"
+        return replace(
+            record, outcome=unknown, outcome_keyword=unknown, correct=None, error=response.error,
+            declared="failed",
+        )  # fmt: skip
+    if response.refused:
+        return replace(record, outcome="refused", outcome_keyword="refused", declared="refused")
+    return record
+
+
 def evaluate(
     model: PreTrainedModel,
     processor: ProcessorMixin,
+    samples: Sequence[Sample],
+    defense: SupportsDefense | None,
+    *,
+    names: tuple[str, str],
+    journal: Path,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int], Any] = lambda _: None,
+) -> list[Record]:
+    """Answer and judge ``samples`` by a model that runs here: see :func:`evaluate_through`."""
+    return evaluate_through(
+        partial(respond, model, processor),
+        samples,
+        defense,
+        names=names,
+        journal=journal,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def evaluate_through(
+    answer: Callable[..., list[Response]],
     samples: Sequence[Sample],
     defense: SupportsDefense | None,
     *,
@@ -118,9 +159,12 @@ def evaluate(
 
     Parameters
     ----------
+    answer : answers requests as :func:`hauberk.respond` does when its model and processor are told,
+        such as :meth:`hauberk.target.Target.respond`
     names : model and defense, as they stand in the records
     journal : JSON lines file that holds what is finished; a line that was cut short by a kill is
-        dropped, and no sample with a whole line is answered again
+        dropped, and no sample with a whole line is answered again.  What an endpoint left without
+        an answer is not among it, so that another run asks for it again
     progress : called with the number of newly finished samples
 
     Returns
@@ -137,13 +181,12 @@ def evaluate(
             for index, response in zip(indices, responses, strict=True):
                 sample = open_samples[index]
                 record = judge_response(sample, response, model=names[0], defense=names[1])
-                done[record.sample_id] = record
-                append(record)
+                done[record.sample_id] = record = _declared(record, response)
+                if not response.error:
+                    append(record)
             progress(len(indices))
 
-        respond(
-            model,
-            processor,
+        answer(
             [sample.request for sample in open_samples],
             defense,
             max_new_tokens=max_new_tokens,
