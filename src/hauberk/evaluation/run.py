@@ -4,14 +4,15 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.data.samples import Sample
+from hauberk.errors import BadData
 from hauberk.evaluation.judges import (
     FAILED,
     UNKNOWN,
@@ -20,9 +21,9 @@ from hauberk.evaluation.judges import (
     attempt,
     degeneration,
     exact_judge,
-    is_correct,
     keyword_judge,
 )
+from hauberk.evaluation.utility import question_of, score
 from hauberk.requests import Response, SupportsDefense, respond
 
 
@@ -41,11 +42,28 @@ class Record:
     response: str
     outcome: Outcome
     outcome_keyword: Outcome
+    """That of the second judge, whose name is ``second``: the keyword judge was the first to be
+    one, and old files call the column so."""
     correct: bool | None
+    """Whether the score is 1; None without a score."""
     seconds: float
     tokens: int
     error: str = ""
     """What a judge raised, if one did."""
+    judge: str = "exact"
+    """Whose word ``outcome`` is."""
+    second: str = "keyword"
+    """Whose word ``outcome_keyword`` is."""
+    scenario: str = ""
+    meta: str = ""
+    """The sample's own, so that an answer can be scored again from its record."""
+    score: float | None = None
+    """See :mod:`hauberk.evaluation.utility`; None where nothing is right or wrong, or no score was
+    to be had."""
+    out_of: float = 1.0
+    """What the score counts against."""
+    grader: str = ""
+    """Who graded the answer, where only a judge can."""
 
     @property
     def unknown(self) -> bool:
@@ -82,7 +100,7 @@ def judge_response(sample: Sample, response: Response, *, model: str, defense: s
     """Turn one response into a record, judged by both judges; one that fails ends nothing."""
     outcome, why = attempt(exact_judge, sample, response.text)
     keyword, why_keyword = attempt(keyword_judge, sample, response.text)
-    correct, why_correct = attempt(is_correct, sample, response.text)
+    scored, why_score = attempt(score, sample, response.text)
     return Record(
         sample_id=sample.sample_id,
         suite=sample.suite,
@@ -95,11 +113,91 @@ def judge_response(sample: Sample, response: Response, *, model: str, defense: s
         response=response.text,
         outcome=outcome or "judge_error",
         outcome_keyword=keyword or "judge_error",
-        correct=correct,
+        correct=None if scored is None else scored == 1,
         seconds=response.seconds,
         tokens=response.tokens,
-        error=why or why_keyword or why_correct,
+        error=why or why_keyword or why_score,
+        scenario=sample.scenario,
+        meta=sample.meta,
+        score=scored,
     )
+
+
+class SupportsVerdict(Protocol):
+    """What a judge said of one response."""
+
+    @property
+    def outcome(self) -> Outcome:
+        """One of the six."""
+        ...
+
+    @property
+    def error(self) -> str:
+        """Why there is none, where the judge failed."""
+        ...
+
+
+class SupportsJudging(Protocol):
+    """A judge of many responses at once, such as a guard model or an endpoint."""
+
+    @property
+    def name(self) -> str:
+        """As it stands in records and in the names of rates."""
+        ...
+
+    def judge(
+        self, samples: Sequence[Sample], responses: Sequence[str]
+    ) -> Sequence[SupportsVerdict]:
+        """Judge each response to its sample, in their order."""
+        ...
+
+
+def rejudged(
+    records: Sequence[Record],
+    samples: Sequence[Sample],
+    judge: SupportsJudging,
+    place: Literal["first", "second"],
+) -> list[Record]:
+    """Let another judge take a place in finished records: the first, or the second beside it.
+
+    All answers are judged at once, after the model under test is done, so that a judge may be as
+    large as it and may batch.  A judge that raises loses no record: each is a ``judge_error``.
+
+    Parameters
+    ----------
+    records, samples : of the same ids, in any order
+
+    Raises
+    ------
+    ValueError
+        If a record has no sample, or the judge returns another number of verdicts.
+    """
+    by_id = {sample.sample_id: sample for sample in samples}
+    if lost := [record.sample_id for record in records if record.sample_id not in by_id]:
+        raise ValueError(f"no samples for the records {lost[:3]}; give those that were answered.")
+    outcome, name = {
+        "first": ("outcome", "judge"), "second": ("outcome_keyword", "second")
+    }[place]  # fmt: skip
+    try:
+        asked = [by_id[record.sample_id] for record in records]
+        verdicts = judge.judge(asked, [record.response for record in records])
+    except Exception as error:
+        failed: dict[str, Any] = {outcome: "judge_error", name: judge.name}
+        why = f"{type(error).__name__}: {error}"
+        return [replace(record, error=why, **failed) for record in records]
+    if len(verdicts) != len(records):
+        raise ValueError(
+            f"{judge.name} gave {len(verdicts)} verdicts on {len(records)} responses; one each is "
+            "right."
+        )
+    return [
+        replace(
+            record,
+            error=verdict.error or record.error,
+            **{outcome: verdict.outcome, name: judge.name},  # type: ignore[arg-type]
+        )
+        for record, verdict in zip(records, verdicts, strict=True)
+    ]
 
 
 def evaluate(
@@ -127,7 +225,14 @@ def evaluate(
     -------
     list of Record
         In the order of ``samples``.
+
+    Raises
+    ------
+    BadData
+        If a sample's meta cannot be read, before anything is answered.
     """
+    for sample in samples:
+        question_of(sample)
     done = {record.sample_id: record for record in read_records(journal)}
     open_samples = [sample for sample in samples if sample.sample_id not in done]
     progress(len(samples) - len(open_samples))
@@ -178,11 +283,27 @@ def differing_alone(
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read a responses.jsonl; a last line that was cut short is left out."""
+    """Read a responses.jsonl; a last line that was cut short is left out.
+
+    Raises
+    ------
+    BadData
+        If a whole line is no record, naming it.
+    """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    return [Record(**json.loads(line)) for line in lines[:-1] if line]
+    return [_record(line, f"{path}:{n}") for n, line in enumerate(lines[:-1], 1) if line]
+
+
+def _record(line: bytes, where: str) -> Record:
+    try:
+        return Record(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise BadData(
+            f"{where}: no record of an answer ({error}); give a responses.jsonl as an evaluation "
+            "writes it, or delete this one and evaluate again."
+        ) from None
 
 
 def write_records(records: Sequence[Record], path: Path) -> Path:
