@@ -67,13 +67,14 @@ class Accuracy:
     sensitivity, specificity
         Share of the truly positive (negative) responses that it calls positive (negative).
     positives, negatives
-        How many of each it was measured on; None: known exactly.
+        How many of each it was measured on, or as many as weighted ones are worth; None: known
+        exactly.
     """
 
     sensitivity: float
     specificity: float
-    positives: int | None = None
-    negatives: int | None = None
+    positives: float | None = None
+    negatives: float | None = None
 
 
 def proportion(positive: ArrayLike) -> Estimate:
@@ -464,7 +465,7 @@ _INFORMATIVE = 1e-9
 """The least of sensitivity + specificity - 1 that an interval is made with."""
 
 
-def _shrunk(share: float, n: int | None) -> tuple[float, float]:
+def _shrunk(share: float, n: float | None) -> tuple[float, float]:
     """A share after adding one success and one failure, and its variance."""
     if n is None:
         return share, 0.0
