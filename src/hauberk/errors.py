@@ -13,6 +13,7 @@
   x TamperedBundle        a bundle's bytes are not those that were published
   x WrongModel            a bundle was made for another model
   x MissingClip           the CLIP that a bundle looks at pictures with cannot be loaded
+  x CannotLoad            a model cannot be loaded from where it is said to be
 """
 
 
@@ -66,3 +67,7 @@ class WrongModel(HauberkError):
 
 class MissingClip(HauberkError):
     """The CLIP that a bundle needs beside its model is not where the card says."""
+
+
+class CannotLoad(HauberkError):
+    """A model is missing, gated, incomplete or damaged, or what it needs is not installed."""
