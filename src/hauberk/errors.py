@@ -14,6 +14,7 @@
   x WrongModel            a bundle was made for another model
   x MissingClip           the CLIP that a bundle looks at pictures with cannot be loaded
   x CannotLoad            a model cannot be loaded from where it is said to be
+  x ShardsFailed          processes of an evaluation failed; what they finished is kept
 """
 
 
@@ -71,3 +72,7 @@ class MissingClip(HauberkError):
 
 class CannotLoad(HauberkError):
     """A model is missing, gated, incomplete or damaged, or what it needs is not installed."""
+
+
+class ShardsFailed(HauberkError):
+    """Processes of an evaluation failed; their answers so far are kept."""
