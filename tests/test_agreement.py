@@ -160,6 +160,9 @@ def test_a_judge_that_is_away_or_drops_verdicts_loses_no_record():
     found = rejudged(RECORDS, SAMPLES, Away(), "first")
     assert [(r.outcome, r.error) for r in found] == [("judge_error", "TimeoutError: away")] * 2
     assert [r.response for r in found] == ["answer 0", "answer 1"]
+    odd = rejudged(RECORDS, SAMPLES, Judge(Verdict("fine"), Verdict("safe")), "first")
+    assert [record.outcome for record in odd] == ["judge_error", "safe"]
+    assert "guard-3 said 'fine'; one of harmful, safe," in odd[0].error
     with pytest.raises(ValueError, match="gave 1 verdicts on 2 responses"):
         rejudged(RECORDS, SAMPLES, Judge(Verdict("safe")), "first")
     with pytest.raises(ValueError, match=r"no samples for the records \['s1'\]"):

@@ -142,6 +142,22 @@ def test_a_sheet_that_is_there_is_never_overwritten(sheet):
         write_sheet(RECORDS, sheet.with_suffix(".xlsx"), n=12)
 
 
+def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    from pathlib import Path
+
+    kept = Path.write_bytes
+
+    def full(path, content):
+        if path.name == "sheet.csv.part":
+            raise OSError("no space left on device")
+        return kept(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_sheet(RECORDS, tmp_path / "sheet.csv", n=12)
+    assert list(tmp_path.iterdir()) == []
+
+
 NASTY = [
     "=1+1", "+1", "-1", "@SUM(A1)", "'quoted", "'=1", " =1", "\t=1", "\r\n=1", 'a "b", c; d',
     "line\nline", "<script>alert(1)</script>", "</script><b>", "a\x00b", "\ud800", "", "é 漢 🙂",

@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -256,6 +257,17 @@ def test_what_the_hub_refuses_is_said_with_its_cure(hub, status, code, told):
     hub.status, hub.code = status, code
     with pytest.raises(CannotLoad, match=f"org/model: .*{told}"):
         load_model("org/model", revision="v9")
+
+
+def test_a_hub_that_is_gone_is_as_good_as_none(hub, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    template = "http://127.0.0.1:9/{repo_id}/{revision}/{filename}"  # nothing listens there
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the hub's client tries again
+    with pytest.raises(CannotLoad, match="the hub cannot be reached; put config"):
+        load_model("org/model")
 
 
 def test_without_a_network_one_message_says_which_files_to_bring(monkeypatch, tmp_path):

@@ -118,7 +118,7 @@ def test_a_no_is_read_in_every_dress(said):
 @pytest.mark.parametrize("said", [
     "", " ", "cat", "I'm sorry, I cannot help with that.", "I do not know.", "yes and no",
     "Yes or no?", "neither yes nor no.", "Nothing", "eyes", "notably", "no-one", "maybe",
-    "i can not help with that .", "yes/no",
+    "The answer is not yes.", "i can not help with that .", "yes/no",
 ])  # fmt: skip
 def test_a_refusal_and_a_dodge_are_no_answer(said):
     assert yes_or_no(said) is None
@@ -296,18 +296,21 @@ def test_a_reference_that_is_neither_yes_nor_no_is_refused():
 
 def test_a_suite_of_two_metrics_has_no_one_number():
     records = [*pope(("yes", "yes")), answered(asked("mme", index=5, group="a"), "yes")]
-    with pytest.raises(BadData, match=r"bench mixes the metrics mme, pope; a suite has one"):
+    with pytest.raises(
+        BadData, match=r"bench mixes the metrics pope and mme \('s5'\); a suite has"
+    ):
         estimates(records)
 
 
 def test_bad_meta_ends_an_evaluation_before_anything_is_answered(tiny, tmp_path):
     from hauberk.evaluation.run import evaluate
 
-    samples = [asked("pope"), asked("pope", "perhaps", index=1)]
     journal = tmp_path / "responses.jsonl"
-    with pytest.raises(BadData, match="'s1'"):
-        evaluate(tiny.model, tiny.processor, samples, None, names=("m", "none"), journal=journal,
-                 max_new_tokens=1, batch_size=2)  # fmt: skip
+    for second in (asked("pope", "perhaps", index=1), asked("mme", index=1, group="a")):
+        samples = [asked("pope"), second]
+        with pytest.raises(BadData, match="'s1'"):
+            evaluate(tiny.model, tiny.processor, samples, None, names=("m", "none"),
+                     journal=journal, max_new_tokens=1, batch_size=2)  # fmt: skip
     assert not journal.exists()
 
 

@@ -30,8 +30,8 @@ _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
 NEEDED = {
     "config.json": ("config.json",),
     "weights (*.safetensors)": ("*.safetensors",),
-    "a tokenizer (tokenizer.json, tokenizer.model or vocab.json)": (
-        "tokenizer.json", "tokenizer.model", "vocab.json",
+    "a tokenizer (tokenizer.json, or what its class reads)": (
+        "tokenizer.json", "*.model", "vocab.*", "tekken.json",
     ),
     "a processor (processor_config.json or preprocessor_config.json)": (
         "processor_config.json", "preprocessor_config.json",

@@ -161,16 +161,27 @@ def write_sheet(
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerows([COLUMNS, *([_inert(row[name]) for name in COLUMNS] for row in rows)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(page, page_of(path.name, COLUMNS, LABELS, shown))
-    _replace(path, "\ufeff" + table.getvalue())  # or some spreadsheets do not see that it is UTF-8
+    _write(
+        {
+            page: page_of(path.name, COLUMNS, LABELS, shown),
+            path: "\ufeff" + table.getvalue(),  # or some spreadsheets do not see that it is UTF-8
+        }
+    )
     return len(rows)
 
 
-def _replace(path: Path, content: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content.encode())
-    part.replace(path)
+def _write(contents: Mapping[Path, str]) -> None:
+    """Write all files, or none."""
+    parts = {path: path.with_name(path.name + ".part") for path in contents}
+    try:
+        for path, part in parts.items():
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(contents[path].encode())
+        for path, part in parts.items():
+            part.replace(path)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def _inert(text: str) -> str:

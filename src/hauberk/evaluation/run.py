@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -23,7 +23,7 @@ from hauberk.evaluation.judges import (
     exact_judge,
     keyword_judge,
 )
-from hauberk.evaluation.utility import question_of, score
+from hauberk.evaluation.utility import check, samples_of, score
 from hauberk.requests import Response, SupportsDefense, respond
 
 
@@ -172,14 +172,9 @@ def rejudged(
     ValueError
         If a record has no sample, or the judge returns another number of verdicts.
     """
-    by_id = {sample.sample_id: sample for sample in samples}
-    if lost := [record.sample_id for record in records if record.sample_id not in by_id]:
-        raise ValueError(f"no samples for the records {lost[:3]}; give those that were answered.")
-    outcome, name = {
-        "first": ("outcome", "judge"), "second": ("outcome_keyword", "second")
-    }[place]  # fmt: skip
+    outcome, name = _PLACES[place]
+    asked = samples_of(records, samples)
     try:
-        asked = [by_id[record.sample_id] for record in records]
         verdicts = judge.judge(asked, [record.response for record in records])
     except Exception as error:
         failed: dict[str, Any] = {outcome: "judge_error", name: judge.name}
@@ -190,14 +185,23 @@ def rejudged(
             f"{judge.name} gave {len(verdicts)} verdicts on {len(records)} responses; one each is "
             "right."
         )
-    return [
-        replace(
-            record,
-            error=verdict.error or record.error,
-            **{outcome: verdict.outcome, name: judge.name},  # type: ignore[arg-type]
-        )
-        for record, verdict in zip(records, verdicts, strict=True)
-    ]
+    pairs = zip(records, verdicts, strict=True)
+    return [_with_verdict(record, said, outcome, name, judge.name) for record, said in pairs]
+
+
+_PLACES = {"first": ("outcome", "judge"), "second": ("outcome_keyword", "second")}
+"""Where a record keeps what a judge said, and its name."""
+
+
+def _with_verdict(
+    record: Record, verdict: SupportsVerdict, outcome: str, name: str, judge: str
+) -> Record:
+    changed: dict[str, Any] = {outcome: verdict.outcome, name: judge}
+    error = verdict.error
+    if verdict.outcome not in get_args(Outcome):
+        error = f"{judge} said {verdict.outcome!r}; one of {', '.join(get_args(Outcome))} is right."
+        changed[outcome] = "judge_error"
+    return replace(record, error=error or record.error, **changed)
 
 
 def evaluate(
@@ -229,10 +233,10 @@ def evaluate(
     Raises
     ------
     BadData
-        If a sample's meta cannot be read, before anything is answered.
+        Before anything is answered, if nothing could be told of a suite: see
+        :func:`hauberk.evaluation.utility.check`.
     """
-    for sample in samples:
-        question_of(sample)
+    check(samples)
     done = {record.sample_id: record for record in read_records(journal)}
     open_samples = [sample for sample in samples if sample.sample_id not in done]
     progress(len(samples) - len(open_samples))

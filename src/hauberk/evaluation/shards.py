@@ -276,6 +276,7 @@ def _work(
 ) -> None:
     """Answer the samples that come over the line; say how many are finished, and how it ended."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends us
     if gpus is not None:
         os.environ[GPUS] = gpus  # before CUDA is asked for anything
     import torch

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -213,8 +213,8 @@ def paired_mean_difference(
     The counterpart of :func:`paired_difference` for scores that are no yes or no, or whose
     samples share pictures.  The interval is Student's, with the variance between groups that a
     ratio of sums has (Cochran, "Sampling Techniques", 1977, ch. 6), and the test inverts it.
-    Where all groups change alike, or none does, there is no variance to speak of: then the
-    interval is that of :func:`paired_difference` for as many samples as there are groups.
+    Where no group changes it is that of :func:`paired_difference` for as many samples as there are
+    groups, which agree; where all change alike it is Wilson's for as many, stretched over -1 to 1.
 
     Returns
     -------
@@ -253,15 +253,22 @@ def paired_mean_difference(
 def _alike(
     value: float, n: int, changed: tuple[int, int], count: int, margin: float | None
 ) -> tuple[PairedDifference, float | None]:
-    """Compare where each of ``count`` groups changes by ``value``, which may be 0."""
-    sides = np.full(count, value > 0), np.full(count, value < 0)
-    size = abs(value) or 1.0
-    of_groups = paired_difference(*sides)
-    ends = (size * of_groups.low, size * of_groups.high)
-    known = PairedDifference(value, n, *ends, *ends, of_groups.p_value, *changed)
-    if margin is None:
-        return known, None
-    return known, noninferiority(*sides, min(margin / size, 1 - _EDGE)).p_value
+    """Compare where each of ``count`` groups changes by ``value``: only their number is known."""
+    if value == 0:
+        same = np.ones(count, dtype=bool)
+        agreeing = replace(paired_difference(same, same), n=n)
+        return agreeing, noninferiority(same, same, margin).p_value if margin else None
+    share = min(1.0, (1 + value) / 2)
+    low, high = (2 * end - 1 for end in wilson(share * count, count))
+
+    def excess(true: float) -> float:
+        """The score statistic, which Wilson's interval inverts, of a difference ``true``."""
+        return (value - true) / math.sqrt((1 - true**2) / count)
+
+    p_value = float(2 * norm.sf(abs(excess(0))))
+    ends = (min(value, low), max(value, high))
+    difference = PairedDifference(value, n, *ends, *ends, p_value, *changed)
+    return difference, float(norm.sf(excess(-margin))) if margin else None
 
 
 def unpaired_difference(treated: ArrayLike, control: ArrayLike) -> Estimate:

@@ -27,7 +27,7 @@ import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -117,7 +117,7 @@ def question_of(item: "Sample | Record") -> Question:
         raise BadData(f"{item.suite}, {item.sample_id!r}: {error}") from None
 
 
-@cache
+@lru_cache(maxsize=4096)  # a record is read several times in a row
 def _question(meta: str, reference: str) -> Question:
     if not meta:
         return Question(EXACT, reference)
@@ -141,6 +141,38 @@ def _question(meta: str, reference: str) -> Question:
     if metric in METRICS and (wrong := METRICS[metric].check(question)):
         raise BadData(f"metric {metric!r}: {wrong}")
     return question
+
+
+def check(items: "Sequence[Sample | Record]") -> None:
+    """Refuse samples, or records, of which no number could be told once they are answered.
+
+    Raises
+    ------
+    BadData
+        If meta cannot be read, or a suite mixes metrics.
+    """
+    metrics: dict[str, str] = {}
+    for item in items:
+        metric = question_of(item).metric
+        if (other := metrics.setdefault(item.suite, metric)) != metric:
+            raise BadData(
+                f"{item.suite} mixes the metrics {other} and {metric} ({item.sample_id!r}); a "
+                "suite has one: make a suite of each."
+            )
+
+
+def samples_of(records: Sequence["Record"], samples: Sequence[Sample]) -> list[Sample]:
+    """Find the sample of each record.
+
+    Raises
+    ------
+    ValueError
+        If a record has none.
+    """
+    by_id = {sample.sample_id: sample for sample in samples}
+    if lost := [record.sample_id for record in records if record.sample_id not in by_id]:
+        raise ValueError(f"no samples for the records {lost[:3]}; give those that were answered.")
+    return [by_id[record.sample_id] for record in records]
 
 
 def _texts(content: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -189,19 +221,18 @@ def graded(
 
     Parameters
     ----------
-    records, samples : of the same ids, in any order
+    records : of any suites
+    samples : theirs, in any order
 
     Raises
     ------
     ValueError
-        If a record has no sample, or the judge returns another number of grades.
+        If such a record has no sample, or the judge returns another number of grades.
     """
-    by_id = {sample.sample_id: sample for sample in samples}
-    if lost := [record.sample_id for record in records if record.sample_id not in by_id]:
-        raise ValueError(f"no samples for the records {lost[:3]}; give those that were answered.")
     asked = [record for record in records if question_of(record).metric == "judged"]
+    theirs = samples_of(asked, samples)
     try:
-        grades = grader.grade([by_id[r.sample_id] for r in asked], [r.response for r in asked])
+        grades = grader.grade(theirs, [record.response for record in asked])
     except Exception as error:
         grades = [Grade(None, error=f"{type(error).__name__}: {error}") for _ in asked]
     if len(grades) != len(asked):
@@ -243,13 +274,9 @@ def estimates(records: Sequence["Record"]) -> Estimates:
         If the suite mixes metrics, of which no one number could be told.
     """
     ordered = sorted(records, key=lambda record: record.sample_id)
-    questions = [question_of(record) for record in ordered]
-    if len(mixed := {question.metric for question in questions}) > 1:
-        raise BadData(
-            f"{records[0].suite} mixes the metrics {', '.join(sorted(mixed))}; a suite has one: "
-            "make a suite of each."
-        )
-    metric, groups, out_of = METRICS[questions[0].metric], groups_of(ordered), _out_of(ordered)
+    check(ordered)
+    metric = METRICS[question_of(ordered[0]).metric]
+    groups, out_of = groups_of(ordered), _out_of(ordered)
     return {
         "accuracy": clustered_mean(_got(ordered, 0.0), groups, out_of),
         "accuracy_upper": clustered_mean(_got(ordered, 1.0), groups, out_of),
@@ -360,7 +387,7 @@ _SHORT = Metric(
 
 _LEAD = re.compile(r"^(?:(?:so|well|sure|the|my|final|correct|answer|is|would be)\b[\s:,]*)+")
 _DECLARED = re.compile(r"\banswer(?: is|:)?[\s:\"'(]*(yes|no)\b")
-_ALONE = re.compile(r"\b(yes|no)\b(?=\s*(?:[.,!;:)}]|$))")
+_ALONE = re.compile(r"(?<!\bnot )\b(yes|no)\b(?=\s*(?:[.,!;:)}]|$))")
 _BOTH = re.compile(r"\b(?:yes (?:and|or|nor) no|no (?:and|or|nor) yes|yes/no)\b")
 _EXISTS = re.compile(r"^there (?:is|are)(n't| not| no)?\b")
 
