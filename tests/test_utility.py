@@ -457,3 +457,11 @@ def test_what_never_changes_shows_no_loss_only_with_many_groups():
         assert difference.value == 0
         assert (p_value < 0.025) is shown
         assert (difference.low > -0.02) is shown
+
+
+@given(st.text(max_size=40), st.lists(st.text(max_size=8), min_size=2, max_size=6))
+def test_any_text_is_read_as_one_answer_or_none(text, choices):
+    assert yes_or_no(text) in ("yes", "no", None)
+    assert letter(choices, text) in (*"ABCDEF"[: len(choices)], None)
+    assert processed(processed(text)) == processed(text)
+    assert 0 <= soft_accuracy(choices, text) <= 1
