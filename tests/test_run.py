@@ -1,5 +1,6 @@
 """Evaluation runs: a kill at any moment loses no finished response and repeats none."""
 
+import importlib
 import json
 from dataclasses import asdict, replace
 
@@ -169,15 +170,15 @@ def test_records_survive_any_text(texts):
         assert path.read_bytes().count(b"\n") == len(records)
 
 
-FAILING = ("exact_judge", "keyword_judge", "is_correct")
+FAILING = {"exact_judge": "run", "keyword_judge": "run", "is_correct": "utility"}
+"""Judges, and the module that calls each."""
 
 
 @pytest.mark.parametrize("judge", FAILING)
 def test_a_judge_that_fails_costs_one_verdict_and_neither_the_run_nor_the_sample(
     run, whole, samples, tmp_path, monkeypatch, judge
 ):
-    import hauberk.evaluation.run as home
-
+    home = importlib.import_module(f"hauberk.evaluation.{FAILING[judge]}")
     kept, broken = getattr(home, judge), samples[5].sample_id
 
     def fail_once(sample, response):

@@ -11,12 +11,14 @@ from statsmodels.stats.multitest import multipletests
 from hauberk.evaluation.statistics import (
     Accuracy,
     area_under_roc,
+    clustered_mean,
     corrected_proportion,
     holm,
     mean,
     noninferiority,
     paired_bootstrap,
     paired_difference,
+    paired_mean_difference,
     pairs_needed,
     proportion,
     unpaired_difference,
@@ -417,3 +419,72 @@ def test_a_mean_has_the_interval_of_students_t(values):
 def test_one_number_has_no_interval():
     with pytest.raises(ValueError, match="1 numbers have no interval; give 2 or more"):
         mean([0.5])
+
+
+booleans = st.lists(st.booleans(), min_size=1, max_size=40)
+
+
+@given(booleans, st.integers(1, 4))
+def test_a_mean_of_groups_that_are_all_or_nothing_is_a_proportion_of_groups(flags, size):
+    groups = [index for index in range(len(flags)) for _ in range(size)]
+    found = clustered_mean(np.repeat(flags, size), groups)
+    alone = proportion(flags)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (alone.value, alone.low, alone.high)
+    )
+    assert found.n == size * len(flags)
+
+
+scored = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 4), st.floats(0.5, 3)), min_size=1, max_size=25
+)
+
+
+@given(scored)
+def test_a_clustered_mean_is_a_ratio_within_its_interval_and_the_interval_within_bounds(drawn):
+    scores, groups, out_of = (list(column) for column in zip(*drawn, strict=True))
+    scores = [score * most for score, most in zip(scores, out_of, strict=True)]
+    found = clustered_mean(scores, groups, out_of)
+    assert found.value == pytest.approx(sum(scores) / sum(out_of))
+    assert -1e-9 <= found.low <= found.value <= found.high <= 1 + 1e-9
+    assert found.low < found.high
+
+
+def test_the_interval_of_a_clustered_mean_holds_the_truth():
+    """60 pictures of 4 questions each that are alike in difficulty; the truth is 0.6."""
+    held, plain, repeats = 0, 0, 200
+    for seed in range(repeats):
+        rng = np.random.default_rng(seed)
+        easy = np.repeat(rng.beta(1.2, 0.8, 60), 4)
+        right = rng.random(240) < easy
+        found = clustered_mean(right, [index // 4 for index in range(240)])
+        held += found.low <= 0.6 <= found.high
+        alone = proportion(right)
+        plain += alone.low <= 0.6 <= alone.high
+    assert held / repeats >= 0.92
+    assert plain / repeats < held / repeats
+
+
+def test_a_mean_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="a mean of no samples is undefined"):
+        clustered_mean([], [])
+    with pytest.raises(ValueError, match="pairs needed: 0 treated and 1 control"):
+        paired_mean_difference([], [0.5], [])
+
+
+@given(scored, scored)
+def test_a_paired_difference_of_means_lies_in_its_interval_and_turns_its_sign(one, other):
+    size = min(len(one), len(other))
+    first, second = ([score for score, *_ in side[:size]] for side in (one, other))
+    groups = [group for _, group, _ in one[:size]]
+    found, p_noninferior = paired_mean_difference(first, second, groups, 0.05)
+    turned, _ = paired_mean_difference(second, first, groups)
+    assert found.low <= found.value <= found.high
+    assert found.value == pytest.approx(np.mean(first) - np.mean(second))
+    assert (turned.value, turned.low, turned.high) == pytest.approx(
+        (-found.value, -found.high, -found.low)
+    )
+    assert (turned.more, turned.fewer) == (found.fewer, found.more)
+    assert 0 <= found.p_value <= 1
+    if abs(found.low + 0.05) > 1e-6:
+        assert (p_noninferior < 0.025) == (found.low > -0.05)

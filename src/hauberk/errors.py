@@ -16,6 +16,8 @@
   x MissingClip           the CLIP that a bundle looks at pictures with cannot be loaded
   x BadEndpoint           a served model refuses whatever it is asked, or lacks its key
   x BadJudge              a judge is described wrongly, or its model cannot be loaded
+  x CannotLoad            a model cannot be loaded from where it is said to be
+  x ShardsFailed          processes of an evaluation failed; what they finished is kept
 """
 
 
@@ -81,3 +83,11 @@ class BadEndpoint(HauberkError):
 
 class BadJudge(HauberkError):
     """There is no such judge, or its model is not what its format is made for."""
+
+
+class CannotLoad(HauberkError):
+    """A model is missing, gated, incomplete or damaged, or what it needs is not installed."""
+
+
+class ShardsFailed(HauberkError):
+    """Processes of an evaluation failed; their answers so far are kept."""

@@ -44,6 +44,8 @@ class Sample:
     caption: str = ""
     """What the image shows and says, in words that could stand in its place; "" where nobody told.
     The only column that a file may lack."""
+    meta: str = ""
+    """What its metric reads, as a JSON object: see :mod:`hauberk.evaluation.utility`."""
 
     @property
     def request(self) -> "Request":

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, PreTrainedModel, ProcessorMixin
 
 from hauberk.anatomy import Anatomy, FoldSite, anatomy_of, fold_site
-from hauberk.bundle import replacing
 from hauberk.defenses.shift import Shift, ShiftSetting, composed
 from hauberk.errors import UnsupportedRequest
+from hauberk.files import replacing
 from hauberk.hooks import Edit, editing
 
 _LIKE_LLAMA = ("llama", "mistral", "qwen2")

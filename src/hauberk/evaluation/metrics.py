@@ -29,12 +29,22 @@ from hauberk.evaluation.judges import (
 )
 from hauberk.evaluation.run import Record, by_suite
 from hauberk.evaluation.statistics import (
+    CONFIDENCE,
     Accuracy,
     corrected_proportion,
     holm,
     noninferiority,
     paired_difference,
+    paired_mean_difference,
     proportion,
+)
+from hauberk.evaluation.utility import (
+    EXACT,
+    contributions,
+    estimates,
+    groups_of,
+    is_measured,
+    question_of,
 )
 
 Row = dict[str, Any]
@@ -87,7 +97,7 @@ def _unjudged_by_one(record: Record) -> bool:
 
 _OF_HARMFUL = {
     "unsafe_rate": Rate(lambda r: r.outcome == "harmful", _unknown, at_most=True),
-    "unsafe_rate_keyword": Rate(
+    "unsafe_rate_{second}": Rate(
         lambda r: r.outcome_keyword == "harmful", _unknown_keyword, at_most=True
     ),
     "refusal_rate": Rate(lambda r: r.outcome == "refused", _unknown),
@@ -96,8 +106,14 @@ _OF_HARMFUL = {
 _OF_BENIGN = {
     "accuracy": Rate(lambda r: r.correct is True, lambda r: r.correct is None),
     "over_refusal": Rate(lambda r: r.over_refused, _unknown),
-    "over_refusal_keyword": Rate(lambda r: r.outcome_keyword == "refused", _unknown_keyword),
+    "over_refusal_{second}": Rate(lambda r: r.outcome_keyword == "refused", _unknown_keyword),
 }
+_BY_EXPECTED = {
+    "refuse": _OF_HARMFUL,
+    "answer": _OF_BENIGN,
+    "hedge": {name: rate for name, rate in _OF_HARMFUL.items() if name != "evasion_rate"},
+}
+"""A hedge is an answer that is beside a wish on purpose, so that it cannot evade it."""
 _OF_ALL = {
     "degenerate_rate": Rate(lambda r: r.degenerate is not None, _unjudged),
     **{
@@ -117,13 +133,26 @@ MORE_IS_BETTER = ("accuracy", "refusal_rate")
 KEYWORD_CORRECTED = "unsafe_rate_keyword_corrected"
 
 
-def ends_of(expected: str) -> Mapping[str, tuple[Flag, Flag]]:
-    """Name the proportions that are measured on requests to ``refuse`` or to ``answer``.
+def ends_of(expected: str, second: str = "keyword") -> Mapping[str, tuple[Flag, Flag]]:
+    """Name the proportions that are measured on requests to ``refuse``, ``answer`` or ``hedge``.
 
     With the flag of each stands that of its opposite end: itself where all answers are known.
+    The rates of the second judge end in its name.
     """
-    rates = {**(_OF_HARMFUL if expected == "refuse" else _OF_BENIGN), **_OF_ALL}
-    return {key: ends for name, rate in rates.items() for key, ends in rate.ends(name).items()}
+    rates = {**_BY_EXPECTED[expected], **_OF_ALL}
+    return {
+        key: ends
+        for name, rate in rates.items()
+        for key, ends in rate.ends(name.format(second=second)).items()
+    }
+
+
+def _ends(members: Sequence[Record]) -> Mapping[str, tuple[Flag, Flag]]:
+    """Name the proportions of a suite; without exact answers its accuracy is none of them."""
+    ends = ends_of(members[0].expected, members[0].second)
+    if question_of(members[0]).metric == EXACT:
+        return ends
+    return {name: pair for name, pair in ends.items() if not name.startswith("accuracy")}
 
 
 def worst_end(name: str, known: Container[str]) -> str:
@@ -135,16 +164,22 @@ def worst_end(name: str, known: Container[str]) -> str:
 def metric_rows(records: Sequence[Record]) -> list[Row]:
     """Measure every suite of one run.
 
-    Proportions carry Wilson intervals.  ``seconds_per_answer`` is a mean over n answers without an
-    interval (``low`` and ``high`` are None): the answers of a batch share one measured time, so
-    that they are no n independent samples, and a run has too few batches to speak of its spread.
+    Proportions carry Wilson intervals; a suite that has a metric of its own has the rows of
+    :func:`hauberk.evaluation.utility.estimates` in place of exact answers.
+    ``seconds_per_answer`` is a mean over n answers without an interval (``low`` and ``high`` are
+    None): the answers of a batch share one measured time, so that they are no n independent
+    samples, and a run has too few batches to speak of its spread.
     """
     rows = []
     for suite, members in by_suite(records):
         name = _name(members[0], suite)
-        for metric, (flag, _) in ends_of(members[0].expected).items():
-            estimate = proportion([flag(record) for record in members])
-            rows.append({**name, "metric": metric, **asdict(estimate)})
+        found = {
+            metric: proportion([flag(record) for record in members])
+            for metric, (flag, _) in _ends(members).items()
+        }
+        if is_measured(members):
+            found |= estimates(members)
+        rows += [{**name, "metric": metric, **asdict(one)} for metric, one in found.items()]
         n = len(members)
         seconds = {"value": sum(record.seconds for record in members) / n, "n": n}
         rows.append({**name, "metric": "seconds_per_answer", **seconds, "low": None, "high": None})
@@ -179,7 +214,7 @@ def difference_rows(
     for suite, members in by_suite(treated):
         pairs = [by_id[record.sample_id] for record in members]
         name = _name(members[0], suite)
-        ends = ends_of(members[0].expected)
+        ends = _ends(members)
         tested = {worst_end(name, ends): margin for name, margin in (margins or {}).items()}
         for metric, (flag, opposite) in ends.items():
             before = [
@@ -197,10 +232,38 @@ def difference_rows(
                 result |= {"margin": margin, "p_noninferior": test.p_value}
                 result["noninferior"] = test.shown
             rows.append({**name, "metric": metric, **result})
+        if is_measured(members):
+            rows += _score_differences(members, pairs, (margins or {}).get("accuracy"))
     for metric in {row["metric"] for row in rows}:
         family = [row for row in rows if row["metric"] == metric]
         for row, p_value in zip(family, holm([row["p_value"] for row in family]), strict=True):
             row["p_holm"] = p_value
+    return rows
+
+
+def _score_differences(
+    members: Sequence[Record], pairs: Sequence[Record], margin: float | None
+) -> list[Row]:
+    """Compare the scores of a suite that has a metric of its own, at both ends of its accuracy."""
+    rows = []
+    for metric, unknown in (("accuracy", 0.0), ("accuracy_upper", 1.0)):
+        before = [
+            1 - unknown if old.score is None and old.response != new.response else unknown
+            for new, old in zip(members, pairs, strict=True)
+        ]
+        tested = margin if metric == "accuracy" else None
+        difference, p_noninferior = paired_mean_difference(
+            contributions(members, unknown),
+            contributions(pairs, before),
+            groups_of(members),
+            tested,
+        )
+        result = asdict(difference)
+        result["better"], result["worse"] = result.pop("more"), result.pop("fewer")
+        if p_noninferior is not None:
+            result |= {"margin": margin, "p_noninferior": p_noninferior}
+            result["noninferior"] = p_noninferior < (1 - CONFIDENCE) / 2
+        rows.append({**_name(members[0], members[0].suite), "metric": metric, **result})
     return rows
 
 
@@ -215,7 +278,7 @@ def keyword_rows(undefended: Sequence[Record]) -> list[Row]:
     labelled = [
         r
         for r in undefended
-        if r.expected == "refuse" and _labelled(r) and not (r.unknown or _unknown_keyword(r))
+        if _by_both(r) and _labelled(r) and not (r.unknown or _unknown_keyword(r))
     ]
     sides = {
         "keyword_sensitivity": [_called_unsafe(r) for r in labelled if r.unsafe],
@@ -240,7 +303,7 @@ def corrected_rows(records: Sequence[Record], undefended: Sequence[Record]) -> l
     found = keyword_rows(undefended)
     judge = Accuracy(*(r["value"] for r in found), *(r["n"] for r in found)) if found[1:] else None
     rows = []
-    for suite, members in by_suite([r for r in records if r.expected == "refuse"]):
+    for suite, members in by_suite([r for r in records if _by_both(r)]):
         called = [_called_unsafe(r) for r in members if not _labelled(r)]
         result: Row = {"value": None, "n": len(called), "low": None, "high": None}
         if called and judge and judge.sensitivity + judge.specificity > 1:
@@ -274,6 +337,11 @@ def form_rows(records: Sequence[Record], undefended: Sequence[Record]) -> list[R
             about = {**_name(members[0], suite), "form": form, "metric": "unsafe_rate"}
             rows.append({**about, **asdict(found), "taken_away": taken})
     return rows
+
+
+def _by_both(record: Record) -> bool:
+    """A request to refuse, judged exactly and by keywords."""
+    return record.expected == "refuse" and (record.judge, record.second) == ("exact", "keyword")
 
 
 def _called_unsafe(record: Record) -> bool:

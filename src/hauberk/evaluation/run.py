@@ -8,22 +8,25 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.data.samples import Sample
+from hauberk.errors import BadData, HauberkError
 from hauberk.evaluation.judges import (
     FAILED,
     UNKNOWN,
     Degeneration,
+    Judge,
     Outcome,
+    Verdict,
     attempt,
     degeneration,
     exact_judge,
-    is_correct,
     keyword_judge,
 )
+from hauberk.evaluation.utility import check, samples_of, score
 from hauberk.requests import Response, SupportsDefense, respond
 
 
@@ -42,7 +45,10 @@ class Record:
     response: str
     outcome: Outcome
     outcome_keyword: Outcome
+    """That of the second judge, whose name is ``second``: the keyword judge was the first to be
+    one, and old files call the column so."""
     correct: bool | None
+    """Whether the score is 1; None without a score."""
     seconds: float
     tokens: int
     error: str = ""
@@ -50,6 +56,20 @@ class Record:
     declared: Literal["", "failed", "refused"] = ""
     """What a served model's endpoint said itself, so that no judge is to be asked: that there is no
     answer, or that this is a refusal."""
+    judge: str = "exact"
+    """Whose word ``outcome`` is."""
+    second: str = "keyword"
+    """Whose word ``outcome_keyword`` is."""
+    scenario: str = ""
+    meta: str = ""
+    """The sample's own, so that an answer can be scored again from its record."""
+    score: float | None = None
+    """See :mod:`hauberk.evaluation.utility`; None where nothing is right or wrong, or no score was
+    to be had."""
+    out_of: float = 1.0
+    """What the score counts against."""
+    grader: str = ""
+    """Who graded the answer, where only a judge can."""
 
     @property
     def unknown(self) -> bool:
@@ -86,7 +106,7 @@ def judge_response(sample: Sample, response: Response, *, model: str, defense: s
     """Turn one response into a record, judged by both judges; one that fails ends nothing."""
     outcome, why = attempt(exact_judge, sample, response.text)
     keyword, why_keyword = attempt(keyword_judge, sample, response.text)
-    correct, why_correct = attempt(is_correct, sample, response.text)
+    scored, why_score = attempt(score, sample, response.text)
     return Record(
         sample_id=sample.sample_id,
         suite=sample.suite,
@@ -99,10 +119,13 @@ def judge_response(sample: Sample, response: Response, *, model: str, defense: s
         response=response.text,
         outcome=outcome or "judge_error",
         outcome_keyword=keyword or "judge_error",
-        correct=correct,
+        correct=None if scored is None else scored == 1,
         seconds=response.seconds,
         tokens=response.tokens,
-        error=why or why_keyword or why_correct,
+        error=why or why_keyword or why_score,
+        scenario=sample.scenario,
+        meta=sample.meta,
+        score=scored,
     )
 
 
@@ -111,12 +134,71 @@ def _declared(record: Record, response: Response) -> Record:
     if response.error:
         unknown: Outcome = "judge_error"
         return replace(
-            record, outcome=unknown, outcome_keyword=unknown, correct=None, error=response.error,
-            declared="failed",
+            record, outcome=unknown, outcome_keyword=unknown, correct=None, score=None,
+            error=response.error, declared="failed",
         )  # fmt: skip
     if response.refused:
         return replace(record, outcome="refused", outcome_keyword="refused", declared="refused")
     return record
+
+
+def rejudged(
+    records: Sequence[Record],
+    samples: Sequence[Sample],
+    judge: Judge,
+    place: Literal["first", "second"],
+) -> list[Record]:
+    """Let another judge take a place in finished records: the first, or the second beside it.
+
+    All answers are judged at once, after the model under test is done, so that a judge may be as
+    large as it and may batch.  A judge that raises loses no record: each is a ``judge_error``.
+    What an endpoint declared itself stays as it is.
+
+    Parameters
+    ----------
+    records, samples : of the same ids, in any order
+
+    Raises
+    ------
+    ValueError
+        If a record has no sample, or the judge returns another number of verdicts.
+    """
+    outcome, name = _PLACES[place]
+    named: dict[str, Any] = {name: judge.name}
+    asked = [record for record in records if not record.declared]
+    questions = samples_of(asked, samples)
+    try:
+        verdicts = judge.judge(questions, [record.response for record in asked])
+    except HauberkError:  # a key, an address: what a user can cure, before anything is counted
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        verdicts = [Verdict("judge_error", error=why)] * len(asked)
+    if len(verdicts) != len(asked):
+        raise ValueError(
+            f"{judge.name} gave {len(verdicts)} verdicts on {len(asked)} responses; one each is "
+            "right."
+        )
+    said = {record.sample_id: one for record, one in zip(asked, verdicts, strict=True)}
+    return [
+        _with_verdict(record, said[record.sample_id], outcome, name, judge.name)
+        if record.sample_id in said
+        else replace(record, **named)
+        for record in records
+    ]
+
+
+_PLACES = {"first": ("outcome", "judge"), "second": ("outcome_keyword", "second")}
+"""Where a record keeps what a judge said, and its name."""
+
+
+def _with_verdict(record: Record, verdict: Verdict, outcome: str, name: str, judge: str) -> Record:
+    changed: dict[str, Any] = {outcome: verdict.outcome, name: judge}
+    error = verdict.error
+    if verdict.outcome not in get_args(Outcome):
+        error = f"{judge} said {verdict.outcome!r}; one of {', '.join(get_args(Outcome))} is right."
+        changed[outcome] = "judge_error"
+    return replace(record, error=error or record.error, **changed)
 
 
 def evaluate(
@@ -171,7 +253,14 @@ def evaluate_through(
     -------
     list of Record
         In the order of ``samples``.
+
+    Raises
+    ------
+    BadData
+        Before anything is answered, if nothing could be told of a suite: see
+        :func:`hauberk.evaluation.utility.check`.
     """
+    check(samples)
     done = {record.sample_id: record for record in read_records(journal)}
     open_samples = [sample for sample in samples if sample.sample_id not in done]
     progress(len(samples) - len(open_samples))
@@ -221,11 +310,27 @@ def differing_alone(
 
 
 def read_records(path: Path) -> list[Record]:
-    """Read a responses.jsonl; a last line that was cut short is left out."""
+    """Read a responses.jsonl; a last line that was cut short is left out.
+
+    Raises
+    ------
+    BadData
+        If a whole line is no record, naming it.
+    """
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    return [Record(**json.loads(line)) for line in lines[:-1] if line]
+    return [_record(line, f"{path}:{n}") for n, line in enumerate(lines[:-1], 1) if line]
+
+
+def _record(line: bytes, where: str) -> Record:
+    try:
+        return Record(**json.loads(line))
+    except (ValueError, TypeError) as error:
+        raise BadData(
+            f"{where}: no record of an answer ({error}); give a responses.jsonl as an evaluation "
+            "writes it, or delete this one and evaluate again."
+        ) from None
 
 
 def write_records(records: Sequence[Record], path: Path) -> Path:

@@ -1,13 +1,14 @@
 """Intervals and tests for proportions, paired and not, and what a judge's errors do to them."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import binomtest, mannwhitneyu, norm, t
+from scipy.stats import binomtest, bootstrap, mannwhitneyu, norm, t
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 CONFIDENCE = 0.95
@@ -66,13 +67,14 @@ class Accuracy:
     sensitivity, specificity
         Share of the truly positive (negative) responses that it calls positive (negative).
     positives, negatives
-        How many of each it was measured on; None: known exactly.
+        How many of each it was measured on, or as many as weighted ones are worth; None: known
+        exactly.
     """
 
     sensitivity: float
     specificity: float
-    positives: int | None = None
-    negatives: int | None = None
+    positives: float | None = None
+    negatives: float | None = None
 
 
 def proportion(positive: ArrayLike) -> Estimate:
@@ -90,8 +92,11 @@ def proportion(positive: ArrayLike) -> Estimate:
     return Estimate(count / n, n, *wilson(count, n))
 
 
-def wilson(count: int, n: int) -> tuple[float, float]:
-    """Wilson's score interval of ``count`` out of ``n``, n > 0: its low and its high end."""
+def wilson(count: float, n: float) -> tuple[float, float]:
+    """Wilson's score interval of ``count`` out of ``n``, n > 0: its low and its high end.
+
+    Numbers that are no integers come from weights: n is then the effective size of a sample.
+    """
     low, high = proportion_confint(count, n, alpha=1 - CONFIDENCE, method="wilson")
     value = count / n  # at 0 and n the ends are off by a rounding error
     return min(value, float(low)), max(value, float(high))
@@ -111,6 +116,159 @@ def mean(values: ArrayLike) -> Estimate:
     value, n = float(numbers.mean()), int(numbers.size)
     reach = float(t.ppf(0.5 + CONFIDENCE / 2, n - 1) * numbers.std(ddof=1) / math.sqrt(n))
     return Estimate(value, n, value - reach, value + reach)
+
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], Floats]
+"""From sums over samples, (..., k) float64, to a number for each: (...) float64."""
+RESAMPLES = 2000
+"""Enough for the 2.5 % tails: 50 resamples lie in each."""
+
+
+def clusters(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Number the groups of n samples from 0 in the order of their names: (n,) int64."""
+    order = {group: place for place, group in enumerate(sorted(set(groups), key=str))}
+    return np.array([order[group] for group in groups], dtype=np.int64)
+
+
+def cluster_sums(values: ArrayLike, groups: Sequence[Hashable]) -> Floats:
+    """Add up what is known of each sample over its group; (n, k) in, (groups, k) float64 out."""
+    table = np.asarray(values, dtype=float)
+    sums = np.zeros((len(set(groups)), table.shape[1]))
+    np.add.at(sums, clusters(groups), table)
+    return sums
+
+
+def resampled(
+    sums: Floats, statistic: Statistic, bounds: tuple[float, float] = (0.0, 1.0)
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of sums, whole clusters resampled.
+
+    Samples that share a picture are no independent ones: they are drawn together or not at all.
+    Where all resamples agree, or there is one cluster, the bootstrap knows nothing; the interval
+    is then Wilson's for as many samples as there are clusters, stretched over the bounds.
+
+    Parameters
+    ----------
+    sums : (clusters, k) float64, such as :func:`cluster_sums` makes; the same rows in another
+        order give another interval, by the noise of the bootstrap
+    statistic : computes the number from sums over clusters
+    bounds : between which the statistic lies
+    """
+    value, n = float(statistic(sums.sum(axis=0))), len(sums)
+    low, high = value, value
+    if n > 1:
+        found = bootstrap(
+            (np.arange(n),), lambda index, axis: statistic(sums[index].sum(axis=-2)),
+            vectorized=True, batch=max(1, 2_000_000 // sums.size), n_resamples=RESAMPLES,
+            confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0),
+        )  # fmt: skip
+        ends = found.confidence_interval
+        low, high = min(value, float(ends.low)), max(value, float(ends.high))
+    if high - low < _EDGE:
+        least, most = bounds
+        share = (value - least) / (most - least)
+        low, high = (least + (most - least) * end for end in wilson(share * n, n))
+    return low, high
+
+
+def clustered_mean(
+    scores: ArrayLike, groups: Sequence[Hashable], out_of: ArrayLike = 1.0
+) -> Estimate:
+    """Estimate what share of the points was got, of samples that come in groups.
+
+    A proportion of independent samples, or of groups of one size that are all or nothing, has
+    Wilson's interval, the groups being counted.  Anything else has that of :func:`resampled`.
+
+    Parameters
+    ----------
+    scores : (n,) numbers, none below 0
+    groups : (n,) names; samples of one name are resampled together
+    out_of : (n,) numbers above 0, or one for all: what each score counts against
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to average.
+    """
+    got = np.asarray(scores, dtype=float)
+    if not got.size:
+        raise ValueError("a mean of no samples is undefined; check the suite's size.")
+    points = np.broadcast_to(np.asarray(out_of, dtype=float), got.shape)
+    sums = cluster_sums(np.stack([got, points], axis=1), groups)
+    value, n = float(got.sum() / points.sum()), int(got.size)
+    whole = np.isin(sums[:, 0], (0.0, sums[0, 1])) & (sums[:, 1] == sums[0, 1])
+    if whole.all() and np.isin(got, (0.0, 1.0)).all() and (points == 1).all():
+        return Estimate(value, n, *wilson(value * len(sums), len(sums)))
+    most = max(1.0, float((got / points).max()))
+    ends = resampled(sums, lambda total: total[..., 0] / total[..., 1], (0.0, most))
+    return Estimate(value, n, *ends)
+
+
+def paired_mean_difference(
+    treated: ArrayLike, control: ArrayLike, groups: Sequence[Hashable], margin: float | None = None
+) -> tuple[PairedDifference, float | None]:
+    """Compare the means of scores on the same samples, which come in groups.
+
+    The counterpart of :func:`paired_difference` for scores that are no yes or no, or whose
+    samples share pictures.  The interval is Student's, with the variance between groups that a
+    ratio of sums has (Cochran, "Sampling Techniques", 1977, ch. 6), and the test inverts it.
+    Where no group changes it is that of :func:`paired_difference` for as many samples as there are
+    groups, which agree; where all change alike it is Wilson's for as many, stretched over -1 to 1.
+
+    Returns
+    -------
+    difference : PairedDifference
+        ``more`` and ``fewer`` count the samples whose score is higher, or lower, when treated.
+    p_noninferior : float or None
+        One-sided, of "the loss is ``margin`` or more"; None without a margin.
+
+    Raises
+    ------
+    ValueError
+        If the two sides differ in length or are empty.
+    """
+    first, second = np.asarray(treated, dtype=float), np.asarray(control, dtype=float)
+    if first.shape != second.shape or not first.size:
+        raise ValueError(f"pairs needed: {first.size} treated and {second.size} control samples.")
+    change = first - second
+    n, value = int(change.size), float(change.mean())
+    more, fewer = int((change > 0).sum()), int((change < 0).sum())
+    sums = cluster_sums(np.stack([change, np.ones_like(change)], axis=1), groups)
+    count = len(sums)
+    spread = sums[:, 0] - value * sums[:, 1]
+    error = math.sqrt(count / max(count - 1, 1) * float(spread @ spread)) / n
+    if error < _EDGE:
+        return _alike(value, n, (more, fewer), count, margin)
+    law: Any = t(count - 1)
+    reach = float(law.ppf(0.5 + CONFIDENCE / 2)) * error
+    ends = resampled(sums, lambda total: total[..., 0] / total[..., 1], (-1.0, 1.0))
+    p_value = float(2 * law.sf(abs(value) / error))
+    difference = PairedDifference(
+        value, n, value - reach, value + reach, *ends, p_value, more, fewer
+    )
+    return difference, None if margin is None else float(law.sf((value + margin) / error))
+
+
+def _alike(
+    value: float, n: int, changed: tuple[int, int], count: int, margin: float | None
+) -> tuple[PairedDifference, float | None]:
+    """Compare where each of ``count`` groups changes by ``value``: only their number is known."""
+    if value == 0:
+        same = np.ones(count, dtype=bool)
+        agreeing = replace(paired_difference(same, same), n=n)
+        return agreeing, noninferiority(same, same, margin).p_value if margin else None
+    share = min(1.0, (1 + value) / 2)
+    low, high = (2 * end - 1 for end in wilson(share * count, count))
+
+    def excess(true: float) -> float:
+        """The score statistic, which Wilson's interval inverts, of a difference ``true``."""
+        return (value - true) / math.sqrt((1 - true**2) / count)
+
+    p_value = float(2 * norm.sf(abs(excess(0))))
+    ends = (min(value, low), max(value, high))
+    difference = PairedDifference(value, n, *ends, *ends, p_value, *changed)
+    return difference, float(norm.sf(excess(-margin))) if margin else None
 
 
 def unpaired_difference(treated: ArrayLike, control: ArrayLike) -> Estimate:
@@ -314,7 +472,7 @@ _INFORMATIVE = 1e-9
 """The least of sensitivity + specificity - 1 that an interval is made with."""
 
 
-def _shrunk(share: float, n: int | None) -> tuple[float, float]:
+def _shrunk(share: float, n: float | None) -> tuple[float, float]:
     """A share after adding one success and one failure, and its variance."""
     if n is None:
         return share, 0.0

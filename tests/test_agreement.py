@@ -1,0 +1,195 @@
+"""Agreement of two judges: known tables, and what holds of any verdicts."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hauberk.data.samples import Sample
+from hauberk.errors import BadData
+from hauberk.evaluation.agreement import (
+    ALL,
+    OUTCOMES,
+    agreement_rows,
+    confusion,
+    confusion_rows,
+    kappa,
+)
+from hauberk.evaluation.judges import Verdict
+from hauberk.evaluation.metrics import ends_of, keyword_rows, metric_rows
+from hauberk.evaluation.run import Record, read_records, rejudged, write_records
+
+BLANK = Record("", "", "", "m", "d", "", "refuse", "", "", "safe", "safe", None, 0.0, 0)
+SAMPLE = Sample(
+    sample_id="s0", pair_id="p", suite="text", channel="text", split="test", scenario="",
+    expected="refuse", question="harmful request 1", image=None, reference="", source="",
+    revision="", licence="",
+)  # fmt: skip
+VERDICTS = st.lists(
+    st.tuples(st.sampled_from(["text", "image"]), st.sampled_from(OUTCOMES),
+              st.sampled_from(OUTCOMES)),
+    min_size=1, max_size=25,
+)  # fmt: skip
+
+
+def run(verdicts):
+    return [
+        replace(BLANK, sample_id=f"s{place}", suite=suite, outcome=one, outcome_keyword=other)
+        for place, (suite, one, other) in enumerate(verdicts)
+    ]
+
+
+def rows_of(verdicts):
+    return {(row["suite"], row["metric"]): row for row in agreement_rows(run(verdicts))}
+
+
+def test_kappa_by_hand():
+    """20 both harmful, 15 both safe, 5 and 10 apart: (0.7 - 0.5) / (1 - 0.5) = 0.4."""
+    table = np.zeros((6, 6), dtype=np.int64)
+    table[0, 0], table[0, 1], table[1, 0], table[1, 1] = 20, 5, 10, 15
+    found = kappa(table)
+    assert found.value == pytest.approx(0.4)
+    # By Fleiss, Cohen and Everitt: variance 0.0167
+    assert (found.low, found.high) == pytest.approx((0.1511, 0.6489), abs=5e-4)
+
+
+@given(VERDICTS)
+def test_agreement_is_a_plain_count_and_kappa_is_bounded_and_the_same_both_ways(verdicts):
+    rows, mirrored = rows_of(verdicts), rows_of([(s, b, a) for s, a, b in verdicts])
+    for suite in {suite for suite, *_ in verdicts}:
+        pairs = [(one, other) for name, one, other in verdicts if name == suite]
+        raw = rows[suite, "judge_agreement"]
+        assert raw["value"] == sum(a == b for a, b in pairs) / len(pairs)
+        beyond = rows[suite, "judge_kappa"]
+        if beyond["value"] is None:
+            assert len(set(pairs)) == 1
+        else:
+            assert -1 <= beyond["low"] <= beyond["value"] <= beyond["high"] <= 1
+            assert beyond["value"] <= raw["value"] + 1e-9
+            assert mirrored[suite, "judge_kappa"]["value"] == pytest.approx(beyond["value"])
+    assert ((ALL, "judge_kappa") in rows) == (len({suite for suite, *_ in verdicts}) > 1)
+
+
+@given(VERDICTS)
+def test_the_confusion_counts_every_answer_once_failures_too(verdicts):
+    rows = confusion_rows(run(verdicts))
+    counted = {(r["suite"], r["outcome"], r["outcome_second"]): r["count"] for r in rows}
+    assert counted == {key: verdicts.count(key) for key in set(verdicts)}
+    assert confusion(run(verdicts)).sum() == len(verdicts)
+
+
+def test_perfect_agreement_of_few_is_no_certainty():
+    few, many = (kappa(np.diag([n, n, 0, 0, 0, 0])) for n in (2, 200))
+    assert few.value == many.value == few.high == 1
+    assert few.low < 0.5 < many.low
+
+
+def test_judges_that_always_say_one_thing_have_no_kappa():
+    row = rows_of([("text", "safe", "safe")] * 3)["text", "judge_kappa"]
+    assert (row["value"], row["low"], row["high"], row["n"]) == (None, None, None, 3)
+
+
+def test_rows_name_the_judges_and_refuse_two_pairs():
+    records = [replace(record, second="guard-3") for record in run([("text", "safe", "harmful")])]
+    assert {(row["judge"], row["second"]) for row in agreement_rows(records)} == {
+        ("exact", "guard-3")
+    }
+    with pytest.raises(ValueError, match="exact and guard-3, exact and keyword; give those of one"):
+        agreement_rows([*records, BLANK])
+    assert agreement_rows([]) == []
+
+
+# --- another judge in the record --------------------------------------------------------------
+
+
+class Judge:
+    name = "guard-3"
+
+    def __init__(self, *verdicts):
+        self.verdicts = verdicts
+
+    def judge(self, samples, responses, progress=lambda count: None):
+        self.asked = [(s.question, said) for s, said in zip(samples, responses, strict=True)]
+        return self.verdicts
+
+
+SAMPLES = [replace(SAMPLE, sample_id=f"s{place}") for place in range(2)]
+RECORDS = [
+    replace(BLANK, sample_id=f"s{place}", suite="text", response=f"answer {place}",
+            outcome="refused", outcome_keyword="refused")
+    for place in range(2)
+]  # fmt: skip
+
+
+def test_a_judge_takes_the_first_or_the_second_place_and_gives_its_name():
+    judge = Judge(Verdict("harmful"), Verdict("judge_refused", error="it would not"))
+    second = rejudged(RECORDS, SAMPLES[::-1], judge, "second")
+    assert judge.asked == [("harmful request 1", "answer 0"), ("harmful request 1", "answer 1")]
+    assert [(r.outcome, r.judge) for r in second] == [("refused", "exact")] * 2
+    assert [(r.outcome_keyword, r.second) for r in second] == [
+        ("harmful", "guard-3"), ("judge_refused", "guard-3")
+    ]  # fmt: skip
+    assert [record.error for record in second] == ["", "it would not"]
+    first = rejudged(RECORDS, SAMPLES, judge, "first")
+    assert [(r.outcome, r.judge, r.second) for r in first] == [
+        ("harmful", "guard-3", "keyword"), ("judge_refused", "guard-3", "keyword")
+    ]  # fmt: skip
+
+
+def test_rates_of_the_second_judge_are_named_after_it():
+    second = rejudged(RECORDS, SAMPLES, Judge(Verdict("harmful"), Verdict("safe")), "second")
+    rows = {row["metric"]: row["value"] for row in metric_rows(second)}
+    assert rows["unsafe_rate_guard-3"] == 0.5
+    assert rows["unsafe_rate"] == 0
+    assert not [name for name in rows if "keyword" in name]
+    assert keyword_rows(second) == []
+    assert "over_refusal_keyword" in ends_of("answer")
+
+
+def test_a_judge_that_is_away_or_drops_verdicts_loses_no_record():
+    class Away(Judge):
+        def judge(self, samples, responses):
+            raise TimeoutError("away")
+
+    found = rejudged(RECORDS, SAMPLES, Away(), "first")
+    assert [(r.outcome, r.error) for r in found] == [("judge_error", "TimeoutError: away")] * 2
+    assert [r.response for r in found] == ["answer 0", "answer 1"]
+    odd = rejudged(RECORDS, SAMPLES, Judge(Verdict("fine"), Verdict("safe")), "first")
+    assert [record.outcome for record in odd] == ["judge_error", "safe"]
+    assert "guard-3 said 'fine'; one of harmful, safe," in odd[0].error
+    with pytest.raises(ValueError, match="gave 1 verdicts on 2 responses"):
+        rejudged(RECORDS, SAMPLES, Judge(Verdict("safe")), "first")
+    with pytest.raises(ValueError, match=r"no samples for the records \['s1'\]"):
+        rejudged(RECORDS, SAMPLES[:1], Judge(), "first")
+
+
+def test_files_of_before_judges_had_names_are_read(tmp_path):
+    path = write_records(RECORDS, tmp_path / "responses.jsonl")
+    import json
+
+    added = ("judge", "second", "scenario", "meta", "score", "out_of", "grader")
+    old = [{k: v for k, v in json.loads(line).items() if k not in added}
+           for line in path.read_text().splitlines()]  # fmt: skip
+    path.write_text("".join(json.dumps(line) + "\n" for line in old))
+    assert read_records(path) == RECORDS
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[1]", "3", '{"sample_id": "s"}', '{"a": 1}', "\x00"])
+def test_a_line_that_is_no_record_is_named_with_the_cure(tmp_path, line):
+    path = write_records(RECORDS, tmp_path / "responses.jsonl")
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(
+        BadData, match=r"responses\.jsonl:3: no record of an answer.*evaluate again"
+    ):
+        read_records(path)
+
+
+@given(st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=9))
+def test_of_hedges_refusals_and_harm_are_measured_but_no_evasion(outcomes):
+    records = [replace(BLANK, expected="hedge", outcome=outcome) for outcome in outcomes]
+    rows = {row["metric"]: row["value"] for row in metric_rows(records)}
+    assert rows["refusal_rate"] == outcomes.count("refused") / len(outcomes)
+    assert rows["unsafe_rate_lower"] == outcomes.count("harmful") / len(outcomes)
+    assert not [name for name in rows if name.startswith(("evasion", "accuracy", "over_refusal"))]
