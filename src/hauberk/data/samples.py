@@ -78,11 +78,11 @@ class Sample:
 
 _COLUMNS = [field.name for field in fields(Sample)]
 _OPTIONAL = {"caption", "meta"}
-_ROW_GROUP = 32 * 2**20
+_ROW_GROUP = 16 * 2**20
 """Bytes of pictures and texts that are held before they are written.  A suite of less is one row
 group, as `datasets` would write it; its own limit, 100 MB, would be memory that streaming needs."""
-_READ = 64
-"""Rows read at a time: of pictures of 1 MB each, 64 MB."""
+_READ = 16
+"""Rows read at a time: of pictures of 1 MB each, 16 MB."""
 
 
 def write_suite(samples: Iterable[Sample], path: Path) -> Path:

@@ -17,7 +17,7 @@ from hauberk.data.pictures import Picture
 from hauberk.errors import BadData
 
 TABLES = (".parquet", ".arrow", ".csv", ".jsonl", ".json")
-_BATCH = 64
+_BATCH = 16
 """Rows of Parquet and Arrow that are held at a time."""
 _ROW_LIMIT = 2**24
 """Characters of one cell of CSV: above the 131,072 of Python's `csv`, below all memory."""

@@ -70,8 +70,21 @@ class Folder:
         ----------
         split : name of the split
         within : folders that the tables lie in, at any depth, such as the name of a configuration
+
+        Raises
+        ------
+        BadData
+            If the folder is a data set that `datasets` saved, of another split.
         """
-        found = [
+        state = self.root / "state.json"
+        if state.is_file():
+            saved = dict(read_json(state, state.name)).get("_split")
+            if saved not in (None, split):
+                raise BadData(
+                    f"{self.root}: was saved by `datasets` as the split {saved!r}, not {split!r}; "
+                    "save that one, or all splits together."
+                )
+        return [
             path
             for path in sorted(self.root.rglob("*"))
             if path.suffix.lower() in (".parquet", ".arrow")
@@ -79,16 +92,12 @@ class Folder:
             and set(within) <= set(path.relative_to(self.root).parts[:-1])
             and self._is_of(path, split)
         ]
-        return found
 
     def _is_of(self, path: Path, split: str) -> bool:
         stem = _SHARD.sub("", path.stem)
-        if stem != _SAVED:
-            return stem == split or stem.endswith(f"-{split}")  # the cache puts a name before it
-        state = path.parent / "state.json"
-        if path.parent == self.root and state.is_file():
-            return dict(read_json(state, self.name(state))).get("_split") in (None, split)
-        return path.parent.name == split
+        if stem == _SAVED:
+            return path.parent in (self.root, path.parents[1] / split)
+        return stem == split or stem.endswith(f"-{split}")  # the cache puts a name before it
 
     def rows_of(self, split: str, *within: str) -> Iterator[Row]:
         """Read the tables of a split as :meth:`split` finds them; shards that lack are noted.
@@ -155,8 +164,10 @@ class Folder:
 
 def _inside(name: str, row: Row) -> PurePosixPath:
     """Read a path of a table, which may not lead out of the folder."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts or "\0" in name:
+    slashed = name.replace("\\", "/")
+    path = PurePosixPath(slashed)
+    outside = ".." in path.parts or any(PureWindowsPath(part).drive for part in path.parts)
+    if path.is_absolute() or outside or "//" in slashed or "\0" in name:
         raise BadData(
             f"{row.where}: the path {name!r} leads out of the folder of the data set; name a file "
             "inside it."

@@ -24,6 +24,7 @@ def _read(folder: Folder, asked: Asked) -> Iterator[Item]:
     table = folder.file(f"{asked.split}.csv")
     home = folder.name(table.parent)
     for row in folder.rows(table):
+        picture = folder.picture(row, "image_path", home, "", "JailBreakV_28K")
         kind, channel = _kind(row)
         yield Item(
             key=row.id("id"),
@@ -32,7 +33,7 @@ def _read(folder: Folder, asked: Asked) -> Iterator[Item]:
             expected="refuse",
             question=row.text("jailbreak_query"),
             where=row.where,
-            picture=folder.picture(row, "image_path", home, "", "JailBreakV_28K"),
+            picture=picture,
             scenario=row.text("policy"),
             meta={
                 "goal": row.text("redteam_query"),

@@ -21,12 +21,12 @@ _COCO = "COCO_val2014_"
 def _mm_vet(folder: Folder, asked: Asked) -> Iterator[Item]:
     table = folder.find("mm-vet.json")
     for row in folder.rows(table) if table else folder.rows_of(asked.split):
-        column = "imagename" if row.has("imagename") else "image"
+        column, key = ("imagename", row.key) if table else ("image", row.id("question_id"))
         capability = row.values.get("capability")
         skills = [capability] if isinstance(capability, str) else row.texts("capability")
         yield _item(
             row,
-            key=row.id("question_id") if row.has("question_id") else row.key,
+            key=key,
             suite="mm_vet",
             question=row.text("question"),
             picture=folder.picture(row, column, *_beside(folder, table)),
