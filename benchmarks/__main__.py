@@ -14,13 +14,23 @@ def main() -> None:
     import torch
     from transformers.utils import logging
 
-    from benchmarks import generation, guardalign, pipeline, projector, retrieval, safety_prompt
+    from benchmarks import (
+        generation,
+        guardalign,
+        loading,
+        pipeline,
+        projector,
+        retrieval,
+        safety_prompt,
+    )
     from hauberk.allocator import keep_freed_memory
 
     keep_freed_memory()  # as the stages do; it speeds up both sides of a ratio
     logging.disable_progress_bar()
     found: list[Ratio] = []
-    for module in (generation, guardalign, safety_prompt, projector, retrieval, pipeline):
+    for module in (
+        generation, guardalign, safety_prompt, projector, retrieval, loading, pipeline,
+    ):  # fmt: skip
         for ratio in module.ratios():
             found.append(ratio)
             print(f"{ratio.what}: {ratio.value:.2f}, aim {ratio.aim}", file=sys.stderr)

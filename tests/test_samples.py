@@ -189,7 +189,7 @@ def test_a_benign_sample_may_be_scored_otherwise_and_says_how(some, tmp_path):
         (read,) = read_suite(write_suite([scored], tmp_path / f"{number}.parquet"))
         assert read.details == meta
     for meta in ({"metric": "vqa"}, {"metric": "vqa", "answers": []}, {}):
-        with pytest.raises(BadData, match="has no reference.*say in `meta` how else"):
+        with pytest.raises(BadData, match=r"has no reference.*say in `meta` how else"):
             write_suite(
                 [replace(some[0], reference="", meta=json.dumps(meta))], tmp_path / "none.parquet"
             )
@@ -203,7 +203,7 @@ def test_meta_that_is_no_object_is_refused(some, tmp_path, meta):
 
 def test_a_metric_that_nobody_knows_is_refused(some, tmp_path):
     wrong = replace(some[0], meta='{"metric": "bleu"}')
-    with pytest.raises(BadData, match="the metric of .* is 'bleu'; it must be one of exact, vqa"):
+    with pytest.raises(BadData, match=r"the metric of .* is 'bleu'; it must be one of exact, vqa"):
         write_suite([wrong], tmp_path / "suite.parquet")
 
 

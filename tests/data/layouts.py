@@ -121,7 +121,11 @@ LAYOUTS = [
         "vlsafe",
         "VLSafe/harmlessness_examine.jsonl",
         [
-            {"image_id": f"{i % 3:012d}.jpg", "caption": f"thing {i}", "query": f"harmful request {i}"}
+            {
+                "image_id": f"{i % 3:012d}.jpg",
+                "caption": f"thing {i}",
+                "query": f"harmful request {i}",
+            }
             for i in range(4)
         ],
         {"vlsafe": 4},
@@ -165,7 +169,8 @@ LAYOUTS = [
         beside={
             **COCO,
             "data/prompts/jailbreak_prompts_2023_12_25.csv": (
-                b'platform,source,prompt,jailbreak\nweb,x,"first, preface",True\nweb,x,second preface,True\n'
+                b'platform,source,prompt,jailbreak\nweb,x,"first, preface",True\n'
+                b"web,x,second preface,True\n"
             ),
         },
         options={"form": "jailbreak"},
@@ -204,7 +209,10 @@ LAYOUTS = [
     Layout(
         "mm_safetybench",
         "data/Legal_Opinion/SD_TYPO-00000-of-00001.parquet",
-        [{"id": str(i), "question": f"of the phrase {i}", "image": embedded(i, "JPEG")} for i in range(3)],
+        [
+            {"id": str(i), "question": f"of the phrase {i}", "image": embedded(i, "JPEG")}
+            for i in range(3)
+        ],
         {"mm_safetybench_sd_typo_hedge": 3},
         needed=["id", "question", "image"],
         options={"variant": "SD_TYPO"},
@@ -282,17 +290,29 @@ LAYOUTS = [
                 "transfer_from_llm": "True",
             }
             for i, path in enumerate(
-                ("llm_transfer_attack/SD_1.png", "query_related/SD_2.png", "query_related/typo_3.png",
-                 "figstep/figstep_4.png")
+                (
+                    "llm_transfer_attack/SD_1.png",
+                    "query_related/SD_2.png",
+                    "query_related/typo_3.png",
+                    "figstep/figstep_4.png",
+                )
             )
         ],
-        {"jailbreakv_llm_transfer_attack": 1, "jailbreakv_query_related": 2, "jailbreakv_figstep": 1},
+        {
+            "jailbreakv_llm_transfer_attack": 1,
+            "jailbreakv_query_related": 2,
+            "jailbreakv_figstep": 1,
+        },
         needed=["id", "jailbreak_query", "redteam_query", "format", "policy", "image_path"],
         beside={
             f"JailBreakV_28K/{path}": picture(i)
             for i, path in enumerate(
-                ("llm_transfer_attack/SD_1.png", "query_related/SD_2.png", "query_related/typo_3.png",
-                 "figstep/figstep_4.png")
+                (
+                    "llm_transfer_attack/SD_1.png",
+                    "query_related/SD_2.png",
+                    "query_related/typo_3.png",
+                    "figstep/figstep_4.png",
+                )
             )
         },
         split="mini_JailBreakV_28K",
@@ -331,7 +351,13 @@ LAYOUTS = [
         "xstest",
         "xstest_v2_prompts.csv",
         [
-            {"id": str(10 * t + i), "type": kind, "prompt": f"{kind} request {i}", "focus": "f", "note": ""}
+            {
+                "id": str(10 * t + i),
+                "type": kind,
+                "prompt": f"{kind} request {i}",
+                "focus": "f",
+                "note": "",
+            }
             for t, kind in enumerate(_XSTEST_TYPES)
             for i in range(2)
         ],
@@ -348,7 +374,9 @@ LAYOUTS = [
         "data/prompts-00000-of-00001.parquet",
         [
             {"id": i, "type": kind, "prompt": f"request {i}", "note": "n", "label": label}
-            for i, (kind, label) in enumerate([("homonyms", "safe"), ("contrast_homonyms", "unsafe")])
+            for i, (kind, label) in enumerate(
+                [("homonyms", "safe"), ("contrast_homonyms", "unsafe")]
+            )
         ],
         {"xstest_safe_none": 1, "xstest_unsafe_none": 1},
         needed=["id", "type", "prompt"],
@@ -364,7 +392,14 @@ LAYOUTS = [
                 "short description": f"thing {i}",
                 "question": f"question {i}",
                 "pid": str(i),
-                "metadata": {"over": f"type {i}", "human": 0, "child": 0, "syn": 1, "ocr": 0, "harm": 7},
+                "metadata": {
+                    "over": f"type {i}",
+                    "human": 0,
+                    "child": 0,
+                    "syn": 1,
+                    "ocr": 0,
+                    "harm": 7,
+                },
             }
             for i in (1, 2, 3)
         ],
@@ -377,7 +412,10 @@ LAYOUTS = [
     Layout(
         "mossbench",
         "oversensitivity/train-00000-of-00001.parquet",
-        [{"pid": str(i), "question": f"question {i}", "over": "1", "image": embedded(i)} for i in (1, 2)],
+        [
+            {"pid": str(i), "question": f"question {i}", "over": "1", "image": embedded(i)}
+            for i in (1, 2)
+        ],
         {"mossbench": 2},
         needed=["pid", "question", "image", "over"],
         image="image",
@@ -515,7 +553,9 @@ LAYOUTS = [
         needed=["question_id", "image", "text", "category"],
         beside={
             **{f"images/00{i}.jpg": picture(i, "JPEG") for i in range(2)},
-            "answers_gpt4.jsonl": lines([{"question_id": i, "text": f"answer {i}"} for i in range(2)]),
+            "answers_gpt4.jsonl": lines(
+                [{"question_id": i, "text": f"answer {i}"} for i in range(2)]
+            ),
             "context.jsonl": lines(
                 [{"id": i, "image": f"00{i}.jpg", "caption": f"thing {i}"} for i in range(2)]
             ),
@@ -527,7 +567,12 @@ LAYOUTS = [
         "llava_bench_coco",
         "coco2014_val_qa_eval/qa90_questions.jsonl",
         [
-            {"question_id": i, "image": f"{i:012d}.jpg", "text": f"question {i}", "category": "complex"}
+            {
+                "question_id": i,
+                "image": f"{i:012d}.jpg",
+                "text": f"question {i}",
+                "category": "complex",
+            }
             for i in range(2)
         ],
         {"llava_bench_coco": 2},
@@ -599,7 +644,9 @@ LAYOUTS = [
         {"scienceqa": 2},
         needed=["question", "choices", "answer"],
         beside={
-            "data/scienceqa/pid_splits.json": b'{"train": ["9"], "val": [], "test": ["0", "1", "2"]}',
+            "data/scienceqa/pid_splits.json": lines(
+                [{"train": ["9"], "val": [], "test": ["0", "1", "2"]}]
+            ),
             **{f"data/scienceqa/images/test/{i}/image.png": picture(i) for i in (1, 2)},
         },
         options={"rows": "pictured"},
@@ -629,7 +676,12 @@ LAYOUTS = [
         "pope",
         "output/coco/coco_pope_popular.json",
         [
-            {"question_id": i, "image": f"COCO_val2014_{i}.jpg", "text": "Is there a?", "label": "yes"}
+            {
+                "question_id": i,
+                "image": f"COCO_val2014_{i}.jpg",
+                "text": "Is there a?",
+                "label": "yes",
+            }
             for i in range(2)
         ],
         {"pope": 2},
@@ -643,8 +695,20 @@ LAYOUTS = [
         "own",
         "mine.jsonl",
         [
-            {"id": "a", "question": "harmful request 1", "expected": "refuse", "image": "1.png", "pair_id": "p"},
-            {"id": "b", "question": "question 2", "expected": "answer", "reference": "right", "pair_id": "p"},
+            {
+                "id": "a",
+                "question": "harmful request 1",
+                "expected": "refuse",
+                "image": "1.png",
+                "pair_id": "p",
+            },
+            {
+                "id": "b",
+                "question": "question 2",
+                "expected": "answer",
+                "reference": "right",
+                "pair_id": "p",
+            },
             {"id": "c", "question": "question 3", "expected": "hedge", "scenario": "advice"},
             {
                 "id": "d",
@@ -682,5 +746,5 @@ LAYOUTS = [
         image="image",
         id="id",
     ),
-]  # fmt: skip
+]
 """Those of MM-SafetyBench hold one scenario each; the others are missing."""

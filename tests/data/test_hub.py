@@ -3,6 +3,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
@@ -19,7 +20,7 @@ LAYOUT = next(layout for layout in LAYOUTS if layout.name == "textvqa")
 class Hub(BaseHTTPRequestHandler):
     """The few answers of the hub that a download needs."""
 
-    files: dict[str, bytes] = {}
+    files: ClassVar[dict[str, bytes]] = {}
     status = 200
     code = ""
 

@@ -198,7 +198,7 @@ def test_a_picture_cut_off_is_refused_and_leaves_nothing_behind(layout, tmp_path
     else:
         for name in pictures_of(layout):
             (folder / name).write_bytes(picture(0)[:60])
-    with pytest.raises(BadData, match="cannot be read as a picture.*replace it"):
+    with pytest.raises(BadData, match=r"cannot be read as a picture.*replace it"):
         loaded(layout, folder).write(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
@@ -310,7 +310,8 @@ def test_xstest_ties_prompts_to_their_contrasts_and_shows_twins_one_picture(tmp_
     for sample in samples:
         pairs.setdefault(sample.pair_id, []).append(sample)
     assert {pair: len(twins) for pair, twins in pairs.items()} == {
-        "xstest-homonyms-0": 2, "xstest-homonyms-1": 2, "xstest-privacy-0": 3, "xstest-privacy-1": 3,
+        "xstest-homonyms-0": 2, "xstest-homonyms-1": 2,
+        "xstest-privacy-0": 3, "xstest-privacy-1": 3,
     }  # fmt: skip
     for twins in pairs.values():
         assert {t.expected for t in twins} == {"answer", "refuse"}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 Kind = Literal["text", "picture", "near_picture"]
 
 NEAR = 6
-"""Bits of 128 in which near pictures may differ.  Our choice: of 400 pictures of twelve shapes each,
+"""Bits of 128 in which near pictures may differ.  Our choice: of 400 pictures of twelve shapes,
 copies at half the size and JPEG quality 50 differed from the first in at most 8, 99 of 100 in at
 most 5, and pictures of others in at least 13.  The lab's, of one layout each, come as near as 6."""
 _SIDE = 8
