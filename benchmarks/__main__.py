@@ -17,6 +17,7 @@ def main() -> None:
     from benchmarks import (
         generation,
         guardalign,
+        loading,
         pipeline,
         projector,
         retrieval,
@@ -28,7 +29,9 @@ def main() -> None:
     keep_freed_memory()  # as the stages do; it speeds up both sides of a ratio
     logging.disable_progress_bar()
     found: list[Ratio] = []
-    works = (generation, guardalign, safety_prompt, projector, retrieval, shards, pipeline)
+    works = (
+        generation, guardalign, safety_prompt, projector, retrieval, loading, shards, pipeline,
+    )  # fmt: skip
     for module in works:
         for ratio in module.ratios():
             found.append(ratio)

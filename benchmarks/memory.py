@@ -7,8 +7,9 @@ prefix and a ``picture`` or a long ``query``, which ``plain`` does without looki
 ``python -m benchmarks.memory lesson ours``: of a step of TGA, or of one that runs more at every
 step, ``text`` or ``tower``;
 ``python -m benchmarks.memory search faiss 8``: of searching the index of texts for so many queries,
-or with ``product``.  A process of its own for each number, because memory that was taken once is
-not given back.
+or with ``product``;
+``python -m benchmarks.memory load 10000``: of loading so many pictures.  A process of its own for
+each number, because memory that was taken once is not given back.
 """
 
 import os
@@ -109,12 +110,19 @@ def search(backend: Any, number: str) -> Callable[[], object]:
     return lambda: index.search(queries[: int(number)], NEAREST, backend)
 
 
+def load(number: str) -> Callable[[], object]:
+    """Load so many pictures, one after the other."""
+    from benchmarks.loading import load_pictures
+
+    return load_pictures(number)
+
+
 def main() -> None:
     """Do one work and print by how much its peak was above what there was before."""
     name, *arguments = sys.argv[1:]
     works: dict[str, Callable[..., Callable[[], object]]] = {
         "answers": answers, "prefill": prefill, "frame": frame, "lesson": lesson,
-        "search": search,
+        "search": search, "load": load,
     }  # fmt: skip
     work = works[name](*arguments)
     before = _mebibytes("VmRSS")

@@ -5,9 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from hauberk.data.pictures import folder_hash, picture_files, read_picture
+from hauberk.data.pictures import Picture, decode, folder_hash, picture_files, read_picture
 from hauberk.errors import BadData
 
 
@@ -77,3 +77,69 @@ def test_a_picture_that_does_not_say_what_white_is_is_named(tmp_path):
     Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(path, "TIFF")
     with pytest.raises(BadData, match=r"depth\.png: cannot be read as a picture \(.*white"):
         read_picture(path)
+
+
+def vast():
+    """A small file that says it holds 20,000 x 20,000 pixels."""
+    Image.new("1", (20_000, 20_000)).save(buffer := io.BytesIO(), "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [300_000_000, 100_000_000])
+def test_a_small_file_of_a_vast_picture_is_refused_before_it_is_decoded(monkeypatch, limit):
+    """Below twice its limit Pillow only warns."""
+    encoded = vast()
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("was decoded"))
+    with pytest.raises(BadData, match=r"some: cannot be read as a picture \(.*pixels.*replace it"):
+        decode(encoded, "some")
+
+
+def test_a_picture_on_its_side_is_turned_upright(tmp_path):
+    path = tmp_path / "some.jpg"
+    pixels = np.zeros((8, 16, 3), dtype=np.uint8)
+    pixels[:, :8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned to the left: what is left is above
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+    upright = np.asarray(read_picture(path))
+    assert upright.shape == (16, 8, 3)
+    assert upright[:7].min() > 250
+    assert upright[9:].max() < 5
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr"])
+def test_every_mode_becomes_8_bit_colours(mode):
+    form = {"CMYK": "TIFF", "YCbCr": "JPEG"}.get(mode, "PNG")
+    image = Image.new(mode, (4, 6), 1 if mode != "I;16" else 65535)
+    image.save(buffer := io.BytesIO(), form)
+    read = decode(buffer.getvalue(), "some")
+    assert (read.mode, read.size) == ("RGB", (4, 6))
+
+
+def test_a_palette_that_lets_through_is_read_without_a_warning():
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.save(buffer := io.BytesIO(), "PNG", transparency=bytes([0, 128]))
+    assert decode(buffer.getvalue(), "some").getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_of_a_moving_picture_the_beginning_is_read():
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    frames[0].save(buffer := io.BytesIO(), "GIF", save_all=True, append_images=frames[1:])
+    assert decode(buffer.getvalue(), "some").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_drawing_that_would_start_another_program_is_no_picture():
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n"
+    with pytest.raises(BadData, match=r"some: cannot be read as a picture"):
+        decode(eps, "some")
+
+
+def test_a_picture_knows_whether_its_file_is_there(tmp_path):
+    gone = Picture("row 1: some.png", tmp_path / "some.png")
+    assert not gone.is_there
+    with pytest.raises(BadData, match=r"row 1: some\.png: cannot be read .*put the file there"):
+        gone.encoded()
+    assert Picture("row 2", whole("PNG")).is_there

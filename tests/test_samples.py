@@ -1,6 +1,8 @@
 """The normal form: what is written is what is read, and what is not in it is refused."""
 
 import io
+import json
+import tracemalloc
 from dataclasses import replace
 
 import datasets
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hauberk.data.lab import build_suite
-from hauberk.data.samples import Sample, read_suite, write_suite
+from hauberk.data.samples import Sample, read_suite, stream_suite, write_suite, writing_suite
 from hauberk.errors import BadData
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -23,7 +25,7 @@ pictures = st.none() | st.tuples(
 
 @st.composite
 def suites(draw):
-    expected = draw(st.sampled_from(["answer", "refuse"]))
+    expected = draw(st.sampled_from(["answer", "refuse", "hedge"]))
     return [
         Sample(
             sample_id=f"s{index}",
@@ -40,6 +42,7 @@ def suites(draw):
             revision=draw(words),
             licence=draw(words),
             caption=draw(words),
+            meta=draw(st.just("") | st.dictionaries(words, words).map(json.dumps)),
         )
         for index in range(draw(st.integers(1, 5)))
     ]
@@ -176,3 +179,81 @@ def test_a_benign_sample_without_its_answer_is_refused(some, tmp_path):
     """It could never be answered right."""
     with pytest.raises(BadData, match=f"'{some[0].sample_id}' has no reference"):
         write_suite([replace(some[0], reference="")], tmp_path / "suite.parquet")
+
+
+def test_a_benign_sample_may_be_scored_otherwise_and_says_how(some, tmp_path):
+    for number, meta in enumerate(
+        [{"metric": "refusal"}, {"metric": "judged"}, {"metric": "vqa", "answers": ["two"]}]
+    ):
+        scored = replace(some[0], reference="", meta=json.dumps(meta))
+        (read,) = read_suite(write_suite([scored], tmp_path / f"{number}.parquet"))
+        assert read.details == meta
+    for meta in ({"metric": "vqa"}, {"metric": "vqa", "answers": []}, {}):
+        with pytest.raises(BadData, match=r"has no reference.*say in `meta` how else"):
+            write_suite(
+                [replace(some[0], reference="", meta=json.dumps(meta))], tmp_path / "none.parquet"
+            )
+
+
+@pytest.mark.parametrize("meta", ["{", "[1]", "3", '"text"'])
+def test_meta_that_is_no_object_is_refused(some, tmp_path, meta):
+    with pytest.raises(BadData, match=f"meta of '{some[0].sample_id}' is .*must be a JSON object"):
+        write_suite([replace(some[0], meta=meta)], tmp_path / "suite.parquet")
+
+
+def test_a_metric_that_nobody_knows_is_refused(some, tmp_path):
+    wrong = replace(some[0], meta='{"metric": "bleu"}')
+    with pytest.raises(BadData, match=r"the metric of .* is 'bleu'; it must be one of exact, vqa"):
+        write_suite([wrong], tmp_path / "suite.parquet")
+
+
+def test_a_suite_without_meta_has_the_bytes_that_datasets_writes(some, tmp_path):
+    """As suites had before they could have meta; what was made of them stays as it is."""
+    path = write_suite(some, tmp_path / "suite.parquet")
+    datasets.disable_progress_bars()
+    table = datasets.Dataset.from_parquet(str(path), cache_dir=tmp_path / "cache")
+    table.to_parquet(tmp_path / "theirs.parquet")
+    assert "meta" not in table.column_names
+    assert path.read_bytes() == (tmp_path / "theirs.parquet").read_bytes()
+
+
+def test_a_picture_is_embedded_as_it_is(some, tmp_path):
+    image = some[0].image
+    image.save(buffer := io.BytesIO(), "JPEG", quality=30)
+    path = tmp_path / "suite.parquet"
+    with writing_suite(path) as add:
+        add(replace(some[0], image=None), buffer.getvalue())
+    assert pq.read_table(path)["image"][0]["bytes"].as_py() == buffer.getvalue()
+    assert read_suite(path)[0].image.format == "JPEG"
+
+
+def test_a_suite_that_fails_on_the_way_leaves_nothing_behind(some, tmp_path):
+    def broken():
+        yield from some
+        raise RuntimeError("the source broke")
+
+    write_suite(some, tmp_path / "suite.parquet")
+    before = (tmp_path / "suite.parquet").read_bytes()
+    with pytest.raises(RuntimeError):
+        write_suite(broken(), tmp_path / "suite.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["suite.parquet"]
+    assert (tmp_path / "suite.parquet").read_bytes() == before
+
+
+def test_a_long_suite_is_written_and_read_without_being_held(some, tmp_path):
+    """100 MB of pictures pass through; no more than a row group and a few rows are in memory."""
+    picture = Image.frombytes("RGB", (400, 400), bytes(range(256)) * (400 * 400 * 3 // 256))
+    noise = io.BytesIO()
+    picture.save(noise, "BMP")  # 480 kB, uncompressed
+    sample = replace(some[0], image=None)
+    path = tmp_path / "suite.parquet"
+    tracemalloc.start()
+    with writing_suite(path) as add:
+        for index in range(200):
+            add(replace(sample, sample_id=str(index)), noise.getvalue())
+    count = sum(read.image.size == (400, 400) for read in stream_suite(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 200
+    assert pq.ParquetFile(path).num_row_groups > 4
+    assert peak < 40 * 2**20

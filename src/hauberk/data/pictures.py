@@ -1,16 +1,81 @@
-"""Pictures of a user's own: a folder of files, read in one order whatever the file system's is."""
+"""Pictures of a user's own: files, or bytes of a table, read in one way whatever they come from."""
 
 import hashlib
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
-from hauberk.errors import BadData, BadRequest
+from hauberk.errors import BadData
 from hauberk.files import file_hash
 from hauberk.requests import as_rgb
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is opened, whatever its name ends in.  EPS is not among them: Pillow would start Ghostscript
+on it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is not read yet: where it lies, and the way to its bytes."""
+
+    where: str
+    """For people: a file, or the row of a table."""
+    content: bytes | Path
+    """What its file holds, or the file."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether its file exists."""
+        return isinstance(self.content, bytes) or self.content.is_file()
+
+    def encoded(self) -> bytes:
+        """Read the bytes of its file.
+
+        Raises
+        ------
+        BadData
+            If the file cannot be read.
+        """
+        if isinstance(self.content, bytes):
+            return self.content
+        try:
+            return self.content.read_bytes()
+        except OSError as error:
+            raise BadData(f"{self.where}: cannot be read ({error}); put the file there.") from None
+
+    def decoded(self) -> Image.Image:
+        """Read it whole, upright, as 8-bit colours; of a moving picture, its beginning.
+
+        Raises
+        ------
+        BadData
+            If it is no picture, is cut off, or is larger than Pillow deems safe.
+        """
+        return decode(self.encoded(), self.where)
+
+
+def decode(encoded: bytes, where: str) -> Image.Image:
+    """Decode the bytes of a picture's file as :meth:`Picture.decoded` does."""
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            _check_size(image)
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return as_rgb(image)
+    except Exception as error:  # whatever a broken file makes a decoder raise
+        raise BadData(f"{where}: cannot be read as a picture ({error}); replace it.") from None
+
+
+def _check_size(image: Image.Image) -> None:
+    """Refuse what Pillow only warns of: a small file that says it holds a vast picture."""
+    limit = Image.MAX_IMAGE_PIXELS
+    width, height = image.size
+    if limit is not None and width * height > limit:
+        raise ValueError(f"{width} x {height} pixels are more than {limit}")
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -32,19 +97,14 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read one picture whole, as 8-bit colours.
+    """Read one picture whole, upright, as 8-bit colours.
 
     Raises
     ------
     BadData
         If it cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return as_rgb(image)
-    except (OSError, SyntaxError, ValueError, BadRequest, Image.DecompressionBombError) as error:
-        raise BadData(f"{path}: cannot be read as a picture ({error}); replace it.") from None
+    return Picture(str(path), path).decoded()
 
 
 def folder_hash(folder: Path, files: Sequence[Path]) -> str:

@@ -1,23 +1,32 @@
 """The normal form: what every data set is turned into, as Parquet with embedded images."""
 
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hauberk.errors import BadData
 
 if TYPE_CHECKING:
     from hauberk.requests import Request
 
-Expected = Literal["answer", "refuse"]
+Expected = Literal["answer", "refuse", "hedge"]
+"""``hedge``: neither harmful nor harmless, such as asking for legal advice; a good answer answers
+with care.  Counted in no rate of harm and in no rate of use."""
 Channel = Literal[
     "text", "text+image", "image", "typographic", "adversarial", "benign", "lookalike"
 ]
 Split = Literal["anchor", "train", "calibration", "test"]
+Metric = Literal[
+    "exact", "vqa", "textvqa", "mme", "pope", "choice", "judged", "refusal"
+]  # fmt: skip
+"""How an answer to a benign sample is scored.  ``refusal``: only whether it refuses is measured,
+as in sets of over-refusal, whose requests have no one right answer."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,9 @@ class Sample:
     licence: str
     caption: str = ""
     """What the image shows and says, in words that could stand in its place; "" where nobody told.
-    The only column that a file may lack."""
+    A column that a file may lack, as it may lack ``meta``."""
     meta: str = ""
-    """What its metric reads, as a JSON object: see :mod:`hauberk.evaluation.utility`."""
+    """A JSON object with what else a data set tells, or "" for none; see :attr:`details`."""
 
     @property
     def request(self) -> "Request":
@@ -54,48 +63,149 @@ class Sample:
 
         return Request(self.question, () if self.image is None else (self.image,))
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """What ``meta`` says.
+
+        Keys that every data set uses alike: ``metric`` (one of :data:`Metric`), ``answers`` (what
+        counts as right, a list of texts), ``choices`` (what may be chosen, in the order of their
+        letters), ``group`` (what is scored together, such as the two questions on a picture of
+        MME), ``ocr_tokens`` (a list of texts), ``goal`` (what a request to refuse is after, in
+        plain words, for a judge) and ``image_sha256`` (of the picture's file).
+        """
+        return dict(json.loads(self.meta)) if self.meta else {}
+
 
 _COLUMNS = [field.name for field in fields(Sample)]
+_OPTIONAL = {"caption", "meta"}
+_ROW_GROUP = 16 * 2**20
+"""Bytes of pictures and texts that are held before they are written.  A suite of less is one row
+group, as `datasets` would write it; its own limit, 100 MB, would be memory that streaming needs."""
+_READ = 16
+"""Rows read at a time: of pictures of 1 MB each, 16 MB."""
 
 
-def write_suite(samples: Sequence[Sample], path: Path) -> Path:
+def write_suite(samples: Iterable[Sample], path: Path) -> Path:
     """Write one suite as Parquet; images are embedded as PNG.
+
+    An iterator is written as it runs, so that memory does not grow with its length.
 
     Raises
     ------
     BadData
-        If there is no sample, ids repeat, or a benign sample has no reference.
+        If there is no sample, ids repeat, or a sample is not in normal form; nothing is left then.
     """
-    import datasets
-
-    _check(samples, path)
-    columns: dict[str, list[Any]] = {
-        name: [getattr(sample, name) for sample in samples] for name in _COLUMNS
-    }
-    columns["image"] = [None if image is None else _png(image) for image in columns["image"]]
-    table = datasets.Dataset.from_dict(columns, features=_features())
-    table.to_parquet(path)
+    # A list is known before its end; of suites without meta the bytes are as they always were.
+    lacks_meta = isinstance(samples, Sequence) and not any(sample.meta for sample in samples)
+    with writing_suite(path, meta=not lacks_meta) as add:
+        for sample in samples:
+            add(sample, None)
     return path
+
+
+@contextmanager
+def writing_suite(
+    path: Path, *, meta: bool = True
+) -> Iterator[Callable[[Sample, bytes | None], None]]:
+    """Write one suite sample by sample; the file is there at the end, whole, or not at all.
+
+    Parameters
+    ----------
+    path : of the Parquet file
+    meta : whether the file has the column ``meta``
+
+    Yields
+    ------
+    add : function of a sample and the file of its picture
+        The bytes of a picture's file are embedded as they are; without them, the sample's image as
+        PNG.
+
+    Raises
+    ------
+    BadData
+        As :func:`write_suite` does.
+    """
+    import pyarrow as pa
+
+    columns = _COLUMNS if meta else [name for name in _COLUMNS if name != "meta"]
+    checks, rows, held = _Checks(path), [], 0
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with _parquet(partial, columns) as file:
+
+            def add(sample: Sample, encoded: bytes | None) -> None:
+                nonlocal held
+                checks.add(sample)
+                row = {name: getattr(sample, name) for name in columns}
+                if encoded is not None or sample.image is not None:
+                    row["image"] = {"bytes": encoded or _png(sample.image), "path": None}
+                    held += len(row["image"]["bytes"])
+                held += sum(len(value) for value in row.values() if isinstance(value, str))
+                rows.append(row)
+                if held >= _ROW_GROUP:
+                    flush()
+
+            def flush() -> None:
+                nonlocal held
+                file.write_table(pa.Table.from_pylist(rows, schema=file.schema))
+                rows.clear()
+                held = 0
+
+            yield add
+            checks.finish()
+            if rows:
+                flush()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_suite(path: Path) -> list[Sample]:
     """Read one suite; raise :class:`BadData` naming file and cure when it is not in normal form."""
+    return list(stream_suite(path))
+
+
+def stream_suite(path: Path) -> Iterator[Sample]:
+    """Read one suite sample by sample, with memory that does not grow with its length.
+
+    Raises
+    ------
+    BadData
+        Where the file is not in normal form; when the first such sample is reached.
+    """
     import pyarrow.parquet as pq
 
     if not path.is_file():
         raise BadData(f"{path}: no such suite; run the stage that writes it: `dvc repro`.")
+    checks = _Checks(path)
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path)
     except Exception as error:
         raise BadData(f"{path}: not a Parquet file ({error}); run prepare_data again.") from None
-    there = set(table.column_names)
-    missing = sorted(set(_COLUMNS) - {"caption"} - there)
-    if missing:
-        raise BadData(f"{path}: columns {missing} are missing; expected {_COLUMNS}.")
-    known = table.select([name for name in _COLUMNS if name in there])
-    samples = [_sample(row, path) for row in known.to_pylist()]
-    _check(samples, path)
-    return samples
+    with file:
+        there = set(file.schema_arrow.names)
+        missing = sorted(set(_COLUMNS) - _OPTIONAL - there)
+        if missing:
+            raise BadData(f"{path}: columns {missing} are missing; expected {_COLUMNS}.")
+        for row in _rows(file, [name for name in _COLUMNS if name in there], path):
+            sample = _sample(row, path)
+            checks.add(sample)
+            yield sample
+    checks.finish()
+
+
+def _rows(file: Any, columns: Sequence[str], path: Path) -> Iterator[dict[str, Any]]:
+    batches = file.iter_batches(_READ, columns=columns)
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:
+            raise BadData(
+                f"{path}: not a Parquet file ({error}); run prepare_data again."
+            ) from None
+        if batch is None:
+            return
+        yield from batch.to_pylist()
 
 
 def _sample(row: dict[str, Any], path: Path) -> Sample:
@@ -104,6 +214,7 @@ def _sample(row: dict[str, Any], path: Path) -> Sample:
     if embedded is not None:
         try:
             image = Image.open(io.BytesIO(embedded["bytes"]))
+            ImageOps.exif_transpose(image, in_place=True)  # reads it whole
             image.load()
         except (OSError, TypeError) as error:
             raise BadData(
@@ -113,15 +224,21 @@ def _sample(row: dict[str, Any], path: Path) -> Sample:
     return Sample(image=image, **row)
 
 
-def _check(samples: Sequence[Sample], path: Path) -> None:
-    if not samples:
-        raise BadData(f"{path}: the suite has no samples; raise its size in params.yaml.")
-    ids = [sample.sample_id for sample in samples]
-    if len(set(ids)) != len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise BadData(f"{path}: sample_id {twice!r} occurs more than once; ids must be unique.")
-    kinds: dict[str, str] = {}
-    for sample in samples:
+class _Checks:
+    """Whether samples, one after the other, make a file in normal form."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ids: set[str] = set()
+        self._kinds: dict[str, str] = {}
+
+    def add(self, sample: Sample) -> None:
+        path = self.path
+        if sample.sample_id in self._ids:
+            raise BadData(
+                f"{path}: sample_id {sample.sample_id!r} occurs more than once; ids must be unique."
+            )
+        self._ids.add(sample.sample_id)
         for name, kind in (("expected", Expected), ("channel", Channel), ("split", Split)):
             value = getattr(sample, name)
             if value not in get_args(kind):
@@ -129,31 +246,74 @@ def _check(samples: Sequence[Sample], path: Path) -> None:
                     f"{path}: {name} of {sample.sample_id!r} is {value!r}; "
                     f"it must be one of {', '.join(get_args(kind))}."
                 )
-        kind_of_suite = kinds.setdefault(sample.suite, sample.expected)
+        kind_of_suite = self._kinds.setdefault(sample.suite, sample.expected)
         if sample.expected != kind_of_suite:
             raise BadData(
                 f"{path}: {sample.sample_id!r} is to {sample.expected}, other samples of "
                 f"{sample.suite} to {kind_of_suite}; a suite is of one kind: make two of it."
             )
-        if sample.expected == "answer" and not sample.reference:
+        details = _details(sample, path)
+        if sample.expected == "answer" and not sample.reference and not _scored_otherwise(details):
             raise BadData(
                 f"{path}: {sample.sample_id!r} has no reference, so that no answer to it could be "
-                "right; give its exact answer."
+                "right; give its exact answer, or say in `meta` how else it is scored."
             )
 
-
-def _png(image: Image.Image) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+    def finish(self) -> None:
+        if not self._ids:
+            raise BadData(f"{self.path}: the suite has no samples; raise its size in params.yaml.")
 
 
-def _features() -> Any:
+def _details(sample: Sample, path: Path) -> Mapping[str, Any]:
+    try:
+        details = json.loads(sample.meta) if sample.meta else {}
+    except ValueError:
+        details = None
+    if not isinstance(details, dict):
+        raise BadData(
+            f"{path}: meta of {sample.sample_id!r} is {sample.meta[:60]!r}; it must be a JSON "
+            "object, or empty."
+        )
+    metric = details.get("metric")
+    if metric is not None and metric not in get_args(Metric):
+        raise BadData(
+            f"{path}: the metric of {sample.sample_id!r} is {metric!r}; it must be one of "
+            f"{', '.join(get_args(Metric))}."
+        )
+    return details
+
+
+def _scored_otherwise(details: Mapping[str, Any]) -> bool:
+    """Tell whether something other than one exact answer says what is right, or nothing can."""
+    return bool(details.get("answers")) or details.get("metric") in ("judged", "refusal")
+
+
+def _png(image: Image.Image | None) -> bytes:
+    assert image is not None
+    image.save(buffer := io.BytesIO(), "PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def _parquet(path: Path, columns: Sequence[str]) -> Iterator[Any]:
+    """Open a Parquet file with the settings of `datasets`, so that both write the same bytes."""
     import datasets
+    import pyarrow.parquet as pq
+    from datasets.config import DEFAULT_CDC_OPTIONS
 
-    return datasets.Features(
-        {
-            name: datasets.Image() if name == "image" else datasets.Value("string")
-            for name in _COLUMNS
-        }
-    )
+    kinds = {
+        name: datasets.Image() if name == "image" else datasets.Value("string") for name in columns
+    }
+    texts = [name for name in columns if name != "image"]
+    pictures = ("image.bytes", "image.path")  # compressed already
+    with pq.ParquetWriter(
+        path,
+        datasets.Features(kinds).arrow_schema,
+        compression=dict.fromkeys(texts, "snappy") | dict.fromkeys(pictures, "none"),
+        use_dictionary=texts,
+        column_encoding=dict.fromkeys(pictures, "PLAIN"),
+        use_content_defined_chunking=DEFAULT_CDC_OPTIONS,
+        write_page_index=True,
+    ) as writer:
+        yield writer
+        writer.add_key_value_metadata({"content_defined_chunking": json.dumps(DEFAULT_CDC_OPTIONS)})
