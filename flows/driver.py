@@ -26,6 +26,8 @@ from flows.settings import WARM, stage_environment
 
 POLL = 0.1
 GRACE = 3.0
+KEEP_EVERY = 15.0
+"""Seconds between copies of dvc.lock; to see that one is whole takes a third of a second."""
 EX_TEMPFAIL = 75
 
 Outcome = Literal["Skipped", "Cached", "Completed"]
@@ -61,6 +63,8 @@ class Driver:
     _running: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
     _stopping: bool = False
+    _kept: float = 0.0
+    """When dvc.lock was copied last, on the monotonic clock."""
 
     def __post_init__(self) -> None:
         """Make one slot a job."""
@@ -92,7 +96,7 @@ class Driver:
                 else:
                     self.listen(Event(name, "Failed", took, str(error)))
                 raise
-        locks.keep_dvc_lock(self.graph.root)
+        self._keep_lock()
         outcome: Outcome = "Completed" if self._receipt(name) else "Cached"
         self.listen(Event(name, outcome, time.monotonic() - start))
         return outcome
@@ -139,6 +143,15 @@ class Driver:
                 with self._guard:
                     del self._running[process.pid]
         return process.returncode
+
+    def _keep_lock(self) -> None:
+        """Copy dvc.lock now and then: what a copy lacks DVC restores from its cache of runs."""
+        with self._guard:
+            due = time.monotonic() - self._kept > KEEP_EVERY
+            if due:
+                self._kept = time.monotonic()
+        if due:
+            locks.keep_dvc_lock(self.graph.root)
 
     def _warm_up(self) -> None:
         """Start the process that stages fork from, unless it was started."""
@@ -245,6 +258,7 @@ def driving(
             yield driver
         finally:
             driver.stop()
+            locks.keep_dvc_lock(graph.root)
             graph.close()
 
 

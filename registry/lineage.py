@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ Closure = dict[str, dict[str, Any]]
 """Stage name -> {"cmd", "params", "deps": {path: hash}, "outs": {path: hash}}."""
 
 
+@lru_cache(maxsize=2)  # a version is published for every bundle of one file
 def parse_lock(text: str) -> dict[str, Any]:
     """Read the stages of a dvc.lock.
 

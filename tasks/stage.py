@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hauberk.allocator import keep_freed_memory
 from hauberk.errors import BadParams, HauberkError
 from tasks.params import DAVSP, GUARDALIGN, TGA, BankParams, ModelSpec, Params, load_params
-from tasks.warm import forked
+from tasks.warm import die_with_parent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -34,8 +33,6 @@ GAP = "gap"
 GAP_SUITES = ("text_image", "text_image_twin", "captions")
 """What it reads states of, on the anchor split: harmful and harmless words beside a picture, and
 pictures with their captions."""
-_PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h."""
 
 
 def main(name: str, run: Callable[..., Path], *arguments: str, computes: bool = True) -> None:
@@ -45,9 +42,7 @@ def main(name: str, run: Callable[..., Path], *arguments: str, computes: bool = 
     the flow that the stage ran (and was not restored from a cache).  A stage that computes nothing
     starts without torch.
     """
-    _die_with_parent()
-    if computes and (status := forked(f"tasks.{name}")) is not None:
-        raise SystemExit(status)
+    die_with_parent()
     keep_freed_memory()
     given = sys.argv[1:]
     if len(given) != len(arguments):
@@ -221,11 +216,3 @@ def _loaded(
             "put config, weights, tokenizer and processor there, or correct params.yaml."
         ) from None
     return model.eval(), processor
-
-
-def _die_with_parent() -> None:
-    """End when DVC is killed, so that no orphan goes on to write what DVC has already deleted."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -3,11 +3,11 @@
 Importing torch and transformers takes a stage longer than its work, in a small run.  So whoever
 runs many stages starts one process (:func:`serve`) that imports what they share, and names its
 socket in the environment; a stage that finds it hands over its arguments, folder, environment and
-streams, and waits.  Of our own code the process has nothing, so that a stage runs the code as it
-is, but for this module.  A stage that is ended ends its fork, a fork that is killed kills its
-stage, and where nobody takes a stage over it works by itself.  What a process is given before it
-begins, such as its limits, and variables that a library reads when it is imported, are those of the
-one process.
+streams before it imports anything, and waits.  Of our own code the process has nothing, so that a
+stage runs the code as it is, but for this module.  A stage that is ended ends its fork, a fork that
+is killed kills its stage, and where nobody takes a stage over it works by itself.  What a process
+is given before it begins, such as its limits, and variables that a library reads when it is
+imported, are those of the one process.
 """
 
 import importlib
@@ -20,6 +20,7 @@ import struct
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,40 @@ LIBRARIES = (
 """What most stages import.  Best effort: one that is missing is a stage's own affair."""
 PATIENCE = 30.0
 """Seconds that a stage waits to be taken over before it works by itself."""
+_PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
 _SIZE, _STATUS = struct.Struct("!I"), struct.Struct("!B")
 _TAKEN = b"t"
 """What a fork says once it has all that it needs to be the stage."""
 
 
-def forked(module: str) -> int | None:
+def hand_over() -> None:
+    """Let a fork of the warm process be this one, if this is ``python -m tasks.NAME``.
+
+    Called when the package is imported, which is the first thing that such a process does.
+    """
+    asked = sys.orig_argv[sys.orig_argv.index("-m") + 1 :] if "-m" in sys.orig_argv else []
+    if SOCKET in os.environ and asked and asked[0].startswith("tasks."):
+        die_with_parent()
+        if (status := forked(asked[0], asked[1:])) is not None:
+            os._exit(status)
+
+
+def die_with_parent() -> None:
+    """End when DVC is killed, so that no orphan goes on to write what DVC has already deleted."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def forked(module: str, arguments: Sequence[str]) -> int | None:
     """Run a module as ``__main__`` in a fork of the warm process.
 
     Parameters
     ----------
-    module : such as "tasks.evaluate"; its arguments are those of this process
+    module : such as "tasks.evaluate"
+    arguments : of the module
 
     Returns
     -------
@@ -56,7 +80,7 @@ def forked(module: str) -> int | None:
     path = os.environ.get(SOCKET)
     if not path or not hasattr(socket, "send_fds"):
         return None
-    asked = {"module": module, "argv": sys.argv, "folder": str(Path.cwd())}
+    asked = {"module": module, "argv": [module, *arguments], "folder": str(Path.cwd())}
     message = json.dumps({**asked, "environ": dict(os.environ)}).encode()
     with socket.socket(socket.AF_UNIX) as line:
         line.settimeout(PATIENCE)

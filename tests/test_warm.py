@@ -12,7 +12,7 @@ import pytest
 from tasks.warm import SOCKET, forked
 
 ROOT = Path(__file__).resolve().parents[1]
-CLIENT = "import sys; from tasks.warm import forked; print(sys.exit(forked('job')))"
+CLIENT = "import sys; from tasks.warm import forked; sys.exit(forked('job', sys.argv[1:]))"
 SERVER = "import tasks.warm as warm; warm.LIBRARIES = {libraries}; warm.serve({path!r})"
 JOB = """
 import os, sys, time
@@ -118,7 +118,7 @@ def test_a_stage_that_nobody_takes_over_works_by_itself(tmp_path, monkeypatch):
 
         thread = threading.Thread(target=hang_up)
         thread.start()
-        assert forked("no_such_module") is None
+        assert forked("no_such_module", []) is None
         thread.join()
 
 
@@ -133,7 +133,7 @@ def test_a_stage_does_not_wait_for_ever_to_be_taken_over(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        assert forked("no_such_module") is None
+        assert forked("no_such_module", []) is None
 
 
 def test_the_flow_names_the_socket_as_the_stages_look_for_it():
@@ -144,6 +144,6 @@ def test_the_flow_names_the_socket_as_the_stages_look_for_it():
 
 def test_where_nobody_answers_nothing_is_run(tmp_path, monkeypatch):
     monkeypatch.delenv(SOCKET, raising=False)
-    assert forked("no_such_module") is None
+    assert forked("no_such_module", []) is None
     monkeypatch.setenv(SOCKET, str(tmp_path / "none"))
-    assert forked("no_such_module") is None
+    assert forked("no_such_module", []) is None
