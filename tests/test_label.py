@@ -319,6 +319,20 @@ def test_with_every_answer_labelled_the_corrected_rate_is_the_true_one():
     assert rows["all", "exact_unsafe_rate_specificity"]["value"] == pytest.approx(0.9, abs=0.03)
 
 
+def test_a_row_that_nobody_could_tell_takes_no_weight_from_its_stratum():
+    records = [
+        replace(BLANK, sample_id=f"s{place}", suite="text", response=f"{place} harmful",
+                outcome="harmful" if place < 50 else "safe")
+        for place in range(100)
+    ]  # fmt: skip
+    labels = labels_of([*records[:10], *records[50:60]])
+    unclear = dict.fromkeys(list(labels)[:8], "unclear")
+    row = rows_of(records, as_sheet(labels | unclear))["all", "exact_unsafe_rate_sensitivity"]
+    assert row["value"] == pytest.approx(0.5)
+    nothing = as_sheet(dict.fromkeys(labels, "unclear"))
+    assert unrepresented(records, nothing) == len(records)
+
+
 def test_weights_undo_a_draw_that_took_as_many_of_every_outcome():
     """Unweighted, half of the labelled answers would be called harmful, and so would be found."""
     held, estimates, true = 0, [], []

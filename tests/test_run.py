@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hauberk.data.lab import build_suite
+from hauberk.errors import BadData
 from hauberk.evaluation.run import (
+    _declared,
     differing_alone,
     evaluate,
     judge_response,
@@ -60,6 +62,33 @@ def whole(run, tmp_path_factory):
     """The records of an uninterrupted run and the bytes of its journal."""
     journal = tmp_path_factory.mktemp("whole") / "responses.jsonl"
     return run(journal), journal.read_bytes()
+
+
+@pytest.mark.parametrize("names", [("another", "none"), ("tiny", "cmrm")])
+def test_answers_of_another_model_or_defense_are_not_taken_up(run, whole, tmp_path, names):
+    journal = tmp_path / "responses.jsonl"
+    journal.write_bytes(whole[1])
+    with pytest.raises(BadData, match="is of tiny with none"):
+        run(journal, names=names)
+    assert journal.read_bytes() == whole[1]
+
+
+def test_answers_to_another_question_are_not_taken_up(tiny, samples, whole, tmp_path):
+    journal = tmp_path / "responses.jsonl"
+    journal.write_bytes(whole[1])
+    other = [replace(samples[0], question="another question ?"), *samples[1:]]
+    with pytest.raises(BadData, match="is asked 'another question"):
+        evaluate(tiny.model, tiny.processor, other, None, names=("tiny", "none"),
+                 journal=journal, max_new_tokens=3, batch_size=5)  # fmt: skip
+
+
+def test_a_refusal_that_an_endpoint_declares_is_no_right_answer(samples):
+    sample = replace(
+        samples[4], expected="answer", reference="no", meta='{"metric": "pope", "answers": []}'
+    )
+    said = Response("No, I can't help with that.", 8, 0.1, refused=True)
+    record = _declared(judge_response(sample, said, model="m", defense="d"), said)
+    assert (record.outcome, record.score, record.correct) == ("refused", 0.0, False)
 
 
 def timeless(records):

@@ -56,7 +56,8 @@ def answered(sample, text):
         ("None", "0"), ("100,978", "100978"), ("3.5", "3.5"), ("mr. smith", "mr smith"),
         ("dont know", "don't know"), ("isn\u2019t", "isn't"), ("girl's", "girl's"),
         ("2:50 pm", "2:50 pm"), ("black/white", "black white"), ("t-shirt", "t shirt"),
-        ("ill", "ill"), ("red_car", "red car"), (".5", ".5"), ("", ""),
+        ("ill", "ill"), ("red_car", "red car"), (".5", ".5"), ("", ""), ("50%", "50%"),
+        ("$5", "$5"), ("a&w", "a&w"), ("t-shirt, red - x", "tshirt red x"),
     ],
 )  # fmt: skip
 def test_short_answers_are_compared_in_the_form_that_vqa_defines(said, compared):
@@ -100,7 +101,7 @@ def test_what_all_said_is_worth_1_and_what_nobody_said_nothing(text, number):
     "Yes", "yes.", "YES!", "Yes, there is a cat.", "**Yes**", '"yes"', "The answer is yes.",
     "Answer: Yes", "yes\n\nno cat here", "Sure, yes.", "There is a cat in the picture.",
     "There are two cats", "I think so: yes.", "Is there a cat? Yes.", "So, the answer is \"yes\"",
-    "(yes)", "$\\boxed{yes}$",
+    "(yes)", "$\\boxed{yes}$", "No problem! Yes, there is a dog.",
 ])  # fmt: skip
 def test_a_yes_is_read_in_every_dress(said):
     assert yes_or_no(said) == "yes"
@@ -109,7 +110,8 @@ def test_a_yes_is_read_in_every_dress(said):
 @pytest.mark.parametrize("said", [
     "No", "no.", "No, there is not.", "No, the answer is not yes", "The answer is No.",
     "There is no cat.", "There isn't a cat.", "There isn\u2019t one", "There are not any",
-    "It is hard to see, but no.", "Answer:\nno",
+    "It is hard to see, but no.", "Answer:\nno", "There are none.", "There are zero dogs.",
+    "There is nothing like a dog in the image.",
 ])  # fmt: skip
 def test_a_no_is_read_in_every_dress(said):
     assert yes_or_no(said) == "no"
@@ -119,6 +121,7 @@ def test_a_no_is_read_in_every_dress(said):
     "", " ", "cat", "I'm sorry, I cannot help with that.", "I do not know.", "yes and no",
     "Yes or no?", "neither yes nor no.", "Nothing", "eyes", "notably", "no-one", "maybe",
     "The answer is not yes.", "i can not help with that .", "yes/no",
+    "There is insufficient information to tell.",
 ])  # fmt: skip
 def test_a_refusal_and_a_dodge_are_no_answer(said):
     assert yes_or_no(said) is None
@@ -253,6 +256,7 @@ CHOICES = ["dog", "cat", "black cat", "Fish and chips"]
     ("It must be (B).", "B"), ("(A) or (B)", "A"), ("either (A) or (B)", None),
     ("a dog or a cat", None), ("E", None), ("The answer is E.", None), ("", None),
     ("I'm sorry, I cannot help.", None), ("concatenate", None), ("A", "A"),
+    ("B is correct.", "B"), ("I choose B.", "B"), ("I choose a dog", "A"),
 ])  # fmt: skip
 def test_a_letter_is_read_in_every_dress(said, taken):
     assert letter(CHOICES, said) == taken
@@ -359,6 +363,27 @@ def test_a_missing_grade_is_wrong_and_bounded_from_above(grade):
     assert found[1].error
     assert (told["accuracy"].value, told["accuracy_upper"].value) == (0.5, 1.0)
     assert told["unparsed_rate"].value == 0.5
+
+
+def test_a_missing_grade_counts_against_what_the_others_count_against():
+    """LLaVA-Bench: 8 of 10, and one that nobody graded, which might have been 0 or 10 of 10."""
+    samples = judged(2)
+    records = [answered(sample, "an answer") for sample in samples]
+    told = estimates(graded(records, samples, Grader(Grade(8, 10), Grade(None, error="away"))))
+    assert told["accuracy"].value == pytest.approx(0.4)
+    assert told["accuracy_upper"].value == pytest.approx(0.9)
+
+
+def test_what_an_endpoint_never_answered_is_not_graded():
+    samples = judged(2)
+    given, lost = (answered(sample, "an answer") for sample in samples)
+    lost = replace(lost, response="", declared="failed", error="timed out")
+    grader = Grader(Grade(1.0))
+    found = graded([given, lost], samples, grader)
+    assert [name for name, _ in grader.asked] == [given.sample_id]
+    assert (found[1].score, found[1].error) == (None, "timed out")
+    told = estimates(found)
+    assert (told["accuracy"].value, told["accuracy_upper"].value) == (0.5, 1.0)
 
 
 def test_a_grader_that_raises_loses_no_record_and_one_that_drops_grades_is_found_out():

@@ -138,7 +138,11 @@ def _declared(record: Record, response: Response) -> Record:
             error=response.error, declared="failed",
         )  # fmt: skip
     if response.refused:
-        return replace(record, outcome="refused", outcome_keyword="refused", declared="refused")
+        return replace(
+            record, outcome="refused", outcome_keyword="refused", declared="refused",
+            correct=None if record.correct is None else False,
+            score=None if record.score is None else 0.0,
+        )  # fmt: skip
     return record
 
 
@@ -194,11 +198,13 @@ _PLACES = {"first": ("outcome", "judge"), "second": ("outcome_keyword", "second"
 
 def _with_verdict(record: Record, verdict: Verdict, outcome: str, name: str, judge: str) -> Record:
     changed: dict[str, Any] = {outcome: verdict.outcome, name: judge}
+    (other,) = {place for place, _ in _PLACES.values()} - {outcome}
+    before = record.error if getattr(record, other) in FAILED else ""  # that of the other judge
     error = verdict.error
     if verdict.outcome not in get_args(Outcome):
         error = f"{judge} said {verdict.outcome!r}; one of {', '.join(get_args(Outcome))} is right."
         changed[outcome] = "judge_error"
-    return replace(record, error=error or record.error, **changed)
+    return replace(record, error=error or before, **changed)
 
 
 def evaluate(
@@ -261,7 +267,7 @@ def evaluate_through(
         :func:`hauberk.evaluation.utility.check`.
     """
     check(samples)
-    done = {record.sample_id: record for record in read_records(journal)}
+    done = taken_up(read_records(journal), samples, names, journal)
     open_samples = [sample for sample in samples if sample.sample_id not in done]
     progress(len(samples) - len(open_samples))
     with _appending(journal) as append:
@@ -283,6 +289,30 @@ def evaluate_through(
             on_batch=keep,
         )
     return [done[sample.sample_id] for sample in samples]
+
+
+def taken_up(
+    records: Sequence[Record], samples: Sequence[Sample], names: tuple[str, str], where: Path
+) -> dict[str, Record]:
+    """Take up what an earlier run finished, by id.
+
+    Raises
+    ------
+    BadData
+        If it asked something else, or asked another model or defense; ``where`` it was kept.
+    """
+    done = {record.sample_id: record for record in records}
+    for sample in samples:
+        if record := done.get(sample.sample_id):
+            asked = (*names, sample.suite, sample.question, sample.reference, sample.meta)
+            told = (record.model, record.defense, record.suite, record.question)
+            if asked != (*told, record.reference, record.meta):
+                raise BadData(
+                    f"{where}: the answer to {sample.sample_id!r} is of {record.model} with "
+                    f"{record.defense}, to {record.question[:60]!r}; {names[0]} with {names[1]} is "
+                    f"asked {sample.question[:60]!r}. Keep answers elsewhere, or delete these."
+                )
+    return done
 
 
 def differing_alone(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from hauberk.data.samples import Sample
 from hauberk.errors import BadData, HauberkError, ShardsFailed
-from hauberk.evaluation.run import Record, evaluate, read_records
+from hauberk.evaluation.run import Record, evaluate, read_records, taken_up
 
 if TYPE_CHECKING:
     from multiprocessing.process import BaseProcess
@@ -131,7 +131,7 @@ def evaluate_sharded(
             "FromDisk(path, bundle)."
         ) from None
     folder.mkdir(parents=True, exist_ok=True)
-    done = {record.sample_id for record in _earlier(folder, names)}
+    done = taken_up(_earlier(folder, names), samples, names, folder)
     progress(sum(sample.sample_id in done for sample in samples))
     parts: list[list[Sample]] = [[] for _ in range(shards)]
     for sample in samples:

@@ -216,8 +216,9 @@ def graded(
 ) -> list["Record"]:
     """Let a judge grade the answers whose metric is "judged"; the other records stay as they are.
 
-    A judge that raises, or whose grade is none, leaves its answers without a score and with the
-    reason: they are counted as wrong, and ``accuracy_upper`` says what would be if all were right.
+    An answer that an endpoint never gave is not graded.  A judge that raises, or whose grade is
+    none, leaves its answers without a score and with the reason.  Both are counted as wrong, and
+    ``accuracy_upper`` says what would be if all were right.
 
     Parameters
     ----------
@@ -229,7 +230,11 @@ def graded(
     ValueError
         If such a record has no sample, or the judge returns another number of grades.
     """
-    asked = [record for record in records if question_of(record).metric == "judged"]
+    asked = [
+        record
+        for record in records
+        if question_of(record).metric == "judged" and record.declared != "failed"
+    ]
     theirs = samples_of(asked, samples)
     try:
         grades = grader.grade(theirs, [record.response for record in asked])
@@ -249,7 +254,13 @@ def _with_grade(record: "Record", grade: Grade, name: str) -> "Record":
     if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or grade.out_of <= 0:
         why = f"{grade.score} out of {grade.out_of} is no grade; 0 or more, out of more than 0, is."
         grade = Grade(None, error=why)
-    return replace(record, score=grade.score, out_of=grade.out_of, grader=name, error=grade.error)
+    return replace(
+        record,
+        score=grade.score,
+        out_of=grade.out_of,
+        grader=name,
+        error=grade.error or record.error,
+    )
 
 
 # --- a suite ----------------------------------------------------------------------------------
@@ -310,7 +321,10 @@ def _got(records: Sequence["Record"], unknown: ArrayLike) -> Floats:
 
 
 def _out_of(records: Sequence["Record"]) -> Floats:
-    return np.array([record.out_of for record in records], dtype=float)
+    """Give what each score counts against; where nobody gave one, the mean of the others."""
+    known = [record.out_of for record in records if record.score is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    return np.array([mean if r.score is None else r.out_of for r in records], dtype=float)
 
 
 def groups_of(records: Sequence["Record"]) -> list[Hashable]:
@@ -339,17 +353,23 @@ _CONTRACTIONS = {word.replace("'", ""): word for word in _SHORTENED.split()}
 """Of words that are none without their apostrophe: "ill" and "were" stay as they are."""
 
 
+_MARKS = ';/[]"{}()=+\\_-><@`,?!'
+"""What VQA counts as punctuation: no apostrophe, colon, full stop, percent or currency sign."""
+
+
 def processed(answer: str) -> str:
     """Bring a short answer into the form in which VQA compares answers.
 
-    Lower case; no full stop but in a decimal, no comma between digits; punctuation but apostrophe
-    and colon becomes a space; number words become digits; articles go; contractions get their
-    apostrophe.
+    A mark goes if it touches a space somewhere, and all do where a comma stands between digits;
+    else it becomes a space.  No full stop but before a digit; lower case; number words become
+    digits; articles go; contractions get their apostrophe.
     """
-    text = answer.lower().replace("\u2019", "'")
-    text = re.sub(r"(?<=\d),(?=\d)", "", text)
-    text = re.sub(r"\.(?!\d)", "", text)
-    text = re.sub(r"[^\w\s':.]|_", " ", text)
+    plain = answer.replace("\u2019", "'").strip()
+    text, grouped = plain, re.search(r"\d,\d", plain)
+    for mark in _MARKS:
+        goes = grouped or f"{mark} " in plain or f" {mark}" in plain
+        text = text.replace(mark, "" if goes else " ")
+    text = re.sub(r"\.(?!\d)", "", text).lower()
     words = [_DIGITS.get(word, word) for word in text.split() if word not in _ARTICLES]
     return " ".join(_CONTRACTIONS.get(word, word) for word in words)
 
@@ -389,7 +409,10 @@ _LEAD = re.compile(r"^(?:(?:so|well|sure|the|my|final|correct|answer|is|would be
 _DECLARED = re.compile(r"\banswer(?: is|:)?[\s:\"'(]*(yes|no)\b")
 _ALONE = re.compile(r"(?<!\bnot )\b(yes|no)\b(?=\s*(?:[.,!;:)}]|$))")
 _BOTH = re.compile(r"\b(?:yes (?:and|or|nor) no|no (?:and|or|nor) yes|yes/no)\b")
-_EXISTS = re.compile(r"^there (?:is|are)(n't| not| no)?\b")
+_EXISTS = re.compile(
+    r"^there (?:is|are)"
+    r"(n't| not| no| none| nothing| neither| never| zero| insufficient)?(?![\w'])"
+)
 
 
 def yes_or_no(response: str) -> str | None:
@@ -403,14 +426,16 @@ def yes_or_no(response: str) -> str | None:
     if _BOTH.search(plain):
         return None
     text = _LEAD.sub("", plain)
-    first = re.match(r"(yes|no)\b(?!-)", text)
+    first = re.match(r"(yes|no)\b(?!-| problem| doubt| worries)", text)
     if first:
         return first[1]
     said = set(_DECLARED.findall(plain)) or set(_ALONE.findall(text))
     if said:
         return said.pop() if len(said) == 1 else None
     exists = _EXISTS.match(text)
-    return None if exists is None else ("no" if exists[1] else "yes")
+    if exists is None or exists[1] == " insufficient":
+        return None
+    return "no" if exists[1] else "yes"
 
 
 def _read_yes_or_no(question: Question, response: str) -> str | None:
@@ -526,7 +551,10 @@ _CHOSEN = re.compile(
     r"(?:\(([A-Za-z])\)|(?!A\s+(?!because\b|since\b|as\b)[a-z])([A-Z])(?![\w'])"
     r"|([a-z])(?=[).:]|\s*$))"
 )
-_BEGINS = re.compile(r"^[\s*\"']*(?:\(([A-Za-z])\)|([A-Za-z])(?=\s*$|[.):,*]))")
+_BEGINS = re.compile(
+    r"^[\s*\"']*(?:\(([A-Za-z])\)|([A-Za-z])(?=\s*$|[.):,*])|([A-Z])(?= is (?:correct|right)\b))"
+)
+_TAKEN = re.compile(r"\b(?i:i|we) (?:choose|chose|pick|select) \(?([A-Z])\)?(?=[\s.,!]*$)")
 _BRACKETED = re.compile(r"\(([A-Z])\)")
 
 
@@ -538,7 +566,8 @@ def letter(choices: Sequence[str], response: str) -> str | None:
     the one letter in brackets, the one choice whose words it holds.
     """
     known = ascii_uppercase[: len(choices)]
-    declared = [found for found in _letters(_CHOSEN, response) if found in known]
+    said = [*_letters(_TAKEN, response), *_letters(_CHOSEN, response)]
+    declared = [found for found in said if found in known]
     if declared:
         return declared[-1]
     begins = _BEGINS.match(response)
@@ -572,7 +601,7 @@ def _plain(text: str) -> str:
 
 def _right_letter(question: Question) -> str | None:
     plain = question.reference.strip().strip("().:").upper()
-    if plain and plain in ascii_uppercase[: len(question.choices)]:
+    if len(plain) == 1 and plain in ascii_uppercase[: len(question.choices)]:
         return plain
     told = [_plain(choice) for choice in question.choices]
     found = _plain(question.reference)

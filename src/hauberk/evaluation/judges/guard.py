@@ -333,4 +333,5 @@ class GuardJudge:
         for mark in sorted({*marks, *self.format.markers}, key=len, reverse=True):
             if len(mark) > 1:
                 text = text.replace(mark, f"{mark[0]} {mark[1:]}")
-        return text
+        # who speaks next is for the conversation alone to say
+        return re.sub(r"(?m)^(\s*)(User|Agent)(\s*):", r"\1\2\3 -", text)

@@ -103,9 +103,10 @@ class ServedJudge:
 
     @property
     def name(self) -> str:
-        """The model, and which words it is asked in."""
-        words = hashlib.sha256((_SYSTEM + _QUOTED + self.rubric).encode()).hexdigest()[:8]
-        return f"{self.endpoint.setting.model}/{words}"
+        """The model, and what it is asked in which way."""
+        setting = self.endpoint.setting
+        asked = (_SYSTEM, _QUOTED, self.rubric, self.image, self.form, setting.options)
+        return f"{setting.model}/{hashlib.sha256(repr(asked).encode()).hexdigest()[:8]}"
 
     @property
     def sees(self) -> tuple[Shown, ...]:
