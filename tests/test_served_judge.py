@@ -212,6 +212,12 @@ def test_another_rubric_is_asked_and_is_another_judge():
     assert judge.name.startswith("m/")
 
 
+@pytest.mark.parametrize("other", [{"image": True}, {"form": "text"}, {"options": {"seed": 1}}])
+def test_a_judge_that_is_asked_in_another_way_has_another_name(other):
+    with serving(graded) as server:
+        assert judge_of(spec_of(server, **other)).name != judge_of(spec_of(server)).name
+
+
 def test_a_refused_key_is_no_verdict():
     with serving(lambda body, count: failure(401)) as server, pytest.raises(BadEndpoint):
         judge_of(spec_of(server)).judge([HARMFUL], ["x"])
