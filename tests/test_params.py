@@ -145,7 +145,7 @@ WRONG = [
     (
         ("profiles", "quick", "attack", "calibration"),
         121,
-        "profiles.quick.attack.calibration: 121 is wrong.*data.calibration draws 60 of them",
+        "profiles.quick.attack.calibration: 121 is wrong.*data.calibration draws 40 of them",
     ),
     (
         (*CMRM_KEY, "calibrate_on"),
@@ -253,7 +253,7 @@ def test_attacked_pictures_may_be_evaluated_gated_and_calibrated_on(write):
         (("suites",), list(dict.fromkeys(suites))),
         ((*CMRM_KEY, "calibrate_on"), ["adversarial", "benign_image"]),
         (("gate", 0, "suite"), "adversarial"),
-        *((("profiles", name, "attack", "calibration"), 60) for name in RIGHT["profiles"]),
+        *((("profiles", name, "attack", "calibration"), 40) for name in RIGHT["profiles"]),
     )
     assert load_params(path).gate[0]["suite"] == "adversarial"
 

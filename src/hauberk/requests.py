@@ -45,7 +45,15 @@ class Request:
     """What the answer begins with: the model goes on behind it, as if it had said so itself."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.images, Image.Image | str):
+            raise TypeError(
+                f"images: {self.images!r} is wrong, a list of pictures is right: [image], each one "
+                "opened by PIL.Image.open."
+            )
         object.__setattr__(self, "images", tuple(self.images))
+        for image in self.images:
+            if not isinstance(image, Image.Image):
+                raise TypeError(f"images: {image!r} is no picture; open it with PIL.Image.open.")
 
     @property
     def messages(self) -> list[dict[str, Any]]:
@@ -479,6 +487,8 @@ def respond(
             raise ValueError(f"{name}: {number} is wrong, 1 or more is right.")
     if cache and (cache.model is not model or cache.processor is not processor):
         raise ValueError("the cache is of another model or processor; make one for each.")
+    if isinstance(requests, Request):
+        raise TypeError(f"{requests!r} is one request; give a list: [request].")
     for request in requests:
         if not isinstance(request, Request):
             raise TypeError(

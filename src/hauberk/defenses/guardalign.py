@@ -13,7 +13,7 @@ Source: "GuardAlign", ICLR 2026, arXiv:2602.24027; its code is not public.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +26,7 @@ from hauberk.concepts import METHOD as CONCEPT_BANK
 from hauberk.concepts import ConceptBank
 from hauberk.defenses.patch_transport import PatchTransport, plain, setting_from
 from hauberk.defenses.prefix_attention import PrefixAttention, PrefixSetting
+from hauberk.defenses.unseen import Unseen
 from hauberk.errors import MissingClip, TamperedBundle
 from hauberk.requests import Request
 
@@ -58,6 +59,7 @@ class GuardAlign:
             raise ValueError("neither transport nor prefix: nothing would be done; give one.")
         self.transport, self.prefix, self.bank_hash = transport, prefix, bank_hash
         self._bound: Bound | None = None
+        self._unseen = Unseen("GuardAlign")
 
     def rewrite(self, request: Request) -> Request:
         """Mask the pictures of a request, then put the prefix into it.
@@ -74,6 +76,7 @@ class GuardAlign:
 
     def rewrite_all(self, requests: Sequence[Request]) -> list[Request]:
         """Change many at once: the patches of all pictures are encoded in common batches."""
+        self._unseen.shown = self._unseen.shown or any(request.images for request in requests)
         masked = list(requests) if self.transport is None else self.transport.rewrite_all(requests)
         if self.prefix is None:
             return masked
@@ -93,14 +96,13 @@ class GuardAlign:
         WrongModel
             If it was loaded from a bundle for another model.
         UnsupportedRequest, LayerOutOfRange, UnknownFamily
-            As :meth:`PrefixAttention.applied` does.
+            As :meth:`PrefixAttention.applied` does; and when the model is given a picture, and this
+            defense never was.
         """
         if self._bound:
             self._bound.check(model)
-        if self.prefix is None:
-            yield
-            return
-        with self.prefix.applied(model):
+        calibrated = self.prefix.applied(model) if self.prefix else nullcontext()
+        with self._unseen.refused(model), calibrated:
             yield
 
     def with_prefix(self, prefix: PrefixAttention | None) -> "GuardAlign":

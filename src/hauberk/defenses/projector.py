@@ -283,7 +283,7 @@ class Projector:
             )
         return dict(model.named_parameters()), self.weights(model)
 
-    def export(self, model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> Path:
+    def export(self, model: PreTrainedModel, processor: ProcessorMixin, folder: str | Path) -> Path:
         """Write the model with these weights as a checkpoint that stock transformers loads.
 
         It answers as the model does while this is applied.  The retrieved text, if that is switched
@@ -294,6 +294,7 @@ class Projector:
         UnsupportedRequest, WrongModel
             As :meth:`applied` does.
         """
+        folder = Path(folder)
         with self.applied(model), replacing(folder) as partial:
             model.save_pretrained(partial)
             processor.save_pretrained(partial)

@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from hauberk.bundle import Binding, Bound, Card, write_bundle
+from hauberk.defenses.unseen import Unseen
 from hauberk.errors import TamperedBundle
 from hauberk.requests import Request, as_rgb
 
@@ -155,6 +156,7 @@ class SafetyPrompt:
             frame = frame.cpu().masked_fill(~geometry.rim, 0)
         self.frame, self.geometry, self.prefix = frame, geometry, prefix
         self._bound: Bound | None = None
+        self._unseen = Unseen("DAVSP")
 
     def framed(self, image: Image.Image) -> Image.Image:
         """Frame one picture; it needs no model.
@@ -164,6 +166,7 @@ class SafetyPrompt:
         BadRequest
             If the mode of the picture does not say which value is white.
         """
+        self._unseen.shown = True
         if self.frame is None:
             return image
         canvas = self.geometry.place(image) + self.frame  # each is black where the other is not
@@ -209,16 +212,19 @@ class SafetyPrompt:
 
     @contextmanager
     def applied(self, model: PreTrainedModel) -> Iterator[None]:
-        """Leave the model as it is.
+        """Leave the model as it is, but refuse pictures as long as none was framed.
 
         Raises
         ------
         WrongModel
             If it was loaded from a bundle for another model.
+        UnsupportedRequest
+            When the model is given a picture, and this defense never was.
         """
         if self._bound:
             self._bound.check(model)
-        yield
+        with self._unseen.refused(model):
+            yield
 
     def with_prefix(self, prefix: str) -> "SafetyPrompt":
         """The same frame with another prefix, or none."""
