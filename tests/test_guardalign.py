@@ -592,7 +592,7 @@ def test_any_prefix_comes_back(tiny, saved, setting):
     assert loaded.prefix.setting == setting
 
 
-def test_a_bundle_read_without_a_model_changes_requests_as_one_loaded_for_it(tiny, made, clip):
+def test_a_bundle_read_without_a_model_changes_requests_as_one_loaded_for_it(tiny, made, tmp_path):
     mixed = mixed_of(tiny)
     alone, loaded = hauberk.read(made), load(tiny, made)
     before, after = ([shown(r) for r in one.rewrite_all(mixed)] for one in (alone, loaded))
@@ -602,7 +602,7 @@ def test_a_bundle_read_without_a_model_changes_requests_as_one_loaded_for_it(tin
     with pytest.raises(UnsupportedRequest, match="read without a model"), alone.applied(tiny.model):
         pass
     with pytest.raises(MissingClip):
-        hauberk.read(made, clip="nowhere")
+        hauberk.read(made, clip=tmp_path / "nowhere")
 
 
 def test_a_bundle_of_the_prefix_alone_needs_no_clip(tiny, saved, tmp_path):

@@ -134,6 +134,8 @@ _LETTERS = re.compile(r"[^\w.-]+")
 MORE_IS_BETTER = ("accuracy", "refusal_rate")
 """Of every other rate less is better."""
 KEYWORD_CORRECTED = "unsafe_rate_keyword_corrected"
+LABELLED = "_labelled"
+"""Ends the name of a rate that people's labels correct: see :mod:`hauberk.evaluation.label`."""
 
 
 def ends_of(expected: str, second: str = "keyword") -> Mapping[str, tuple[Flag, Flag]]:
