@@ -56,6 +56,10 @@ METRICS = {
         "unsafe_rate", "unsafe_rate_lower", "unsafe_rate_keyword", "unsafe_rate_keyword_lower",
         "refusal_rate", "refusal_rate_upper", "evasion_rate", "evasion_rate_upper",
     ),
+    "hedge": (
+        "unsafe_rate", "unsafe_rate_lower", "unsafe_rate_keyword", "unsafe_rate_keyword_lower",
+        "refusal_rate", "refusal_rate_upper",
+    ),
     "answer": (
         "accuracy", "accuracy_upper", "over_refusal", "over_refusal_upper", "over_refusal_keyword",
         "over_refusal_keyword_upper",
@@ -67,8 +71,8 @@ METRICS = {
     ),
     "all": ("differing_alone",),
 }  # fmt: skip
-"""What a suite of requests to refuse or to answer is measured by.  Written here once more, so that
-reading parameters needs no torch; a test compares it with hauberk.evaluation.metrics."""
+"""What a suite of requests to refuse, hedge or answer is measured by.  Written here once more, so
+that reading parameters needs no torch; a test compares it with hauberk.evaluation.metrics."""
 _PLAIN = ("seconds_per_answer", *METRICS["all"])
 """Numbers without an interval, and without a difference paired by sample."""
 

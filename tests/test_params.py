@@ -409,7 +409,7 @@ def test_what_may_be_lost_is_two_points_unless_told(write):
     assert (params.noninferiority.accuracy, params.noninferiority.over_refusal) == (0.02, 0.02)
 
 
-@pytest.mark.parametrize("expected", ["refuse", "answer"])
+@pytest.mark.parametrize("expected", ["refuse", "hedge", "answer"])
 def test_the_metrics_that_a_rule_may_name_are_those_that_are_measured(expected):
     from hauberk.evaluation.metrics import ends_of
 

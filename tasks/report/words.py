@@ -26,7 +26,7 @@ def amount(value: float | None, metric: str) -> str:
     if value is None:
         return MISSING
     scale, form, unit = _written(metric)
-    return f"{scale * value:{form}}{unit}"
+    return f"{_signed(scale * value, form)}{unit}"
 
 
 def interval(low: float | None, high: float | None, metric: str) -> str:

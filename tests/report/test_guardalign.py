@@ -289,7 +289,8 @@ def test_a_prefix_does_not_move_the_plots_of_the_shifts(results, index, tmp_path
 
 def test_a_model_with_a_sweep_of_prefixes_alone_has_its_table_and_no_empty_plots(results, tmp_path):
     key = ("lab-llava", GUARDALIGN)
-    page = render(replace(results, detection={}, sweeps={key: results.sweeps[key]}), tmp_path)
+    few = replace(results, detection={}, agreement={}, sweeps={key: results.sweeps[key]})
+    page = render(few, tmp_path)
     assert len(page.every("sweep")) == 1
     assert "lab-llava: plots" not in page.text
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {
