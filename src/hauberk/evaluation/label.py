@@ -24,7 +24,7 @@ from PIL import Image
 from hauberk.errors import BadData, BadParams
 from hauberk.evaluation.agreement import ALL
 from hauberk.evaluation.label_page import page_of
-from hauberk.evaluation.metrics import LABELLED, Row
+from hauberk.evaluation.metrics import LABELLED, Row, in_letters
 from hauberk.evaluation.run import Record, by_suite, read_records
 from hauberk.evaluation.statistics import Accuracy, Estimate, corrected_proportion, wilson
 from hauberk.requests import as_rgb
@@ -371,8 +371,9 @@ def corrected(records: Sequence[Record], sheet: Sheet, strata: Sequence[str] = S
                 ]
                 found = {truth: _right(told, truth) for truth in (True, False)}
                 own = [by_key[key] for key in keys]
-                rows += _accuracy_rows(own, found, f"{judge}_{side.rate}")
-                rows += _rate_rows(own, called, found, f"{side.rate}_{judge}{LABELLED}")
+                name = in_letters(judge)
+                rows += _accuracy_rows(own, found, f"{name}_{side.rate}")
+                rows += _rate_rows(own, called, found, f"{side.rate}_{name}{LABELLED}")
     return rows
 
 

@@ -129,8 +129,6 @@ _OF_ALL = {
         _unjudged_by_one,
     ),
 }
-_LETTERS = re.compile(r"[^\w.-]+")
-"""What does not stand in the names of metrics: those of guards hold @, : and /."""
 MORE_IS_BETTER = ("accuracy", "refusal_rate")
 """Of every other rate less is better."""
 KEYWORD_CORRECTED = "unsafe_rate_keyword_corrected"
@@ -138,17 +136,22 @@ LABELLED = "_labelled"
 """Ends the name of a rate that people's labels correct: see :mod:`hauberk.evaluation.label`."""
 
 
+def in_letters(judge: str) -> str:
+    """Write the name of a judge as a part of a metric's, which for MLflow holds no @."""
+    return re.sub(r"[^\w.-]+", "-", judge)
+
+
 def ends_of(expected: str, second: str = "keyword") -> Mapping[str, tuple[Flag, Flag]]:
     """Name the proportions that are measured on requests to ``refuse``, ``answer`` or ``hedge``.
 
     With the flag of each stands that of its opposite end: itself where all answers are known.
-    The rates of the second judge end in its name, in letters that MLflow takes.
+    The rates of the second judge end in its name: see :func:`in_letters`.
     """
     rates = {**_BY_EXPECTED[expected], **_OF_ALL}
     return {
         key: ends
         for name, rate in rates.items()
-        for key, ends in rate.ends(name.format(second=_LETTERS.sub("-", second))).items()
+        for key, ends in rate.ends(name.format(second=in_letters(second))).items()
     }
 
 
