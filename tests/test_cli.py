@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 import hauberk
+from hauberk.asking import read_requests
 from hauberk.bundle import binding_of, read_card
 from hauberk.cli import app
 from hauberk.defenses import GuardAlign, SafetyPrompt, Shift, read
@@ -127,6 +128,14 @@ def test_a_file_of_requests_is_answered_line_by_line(tiny, lab_folder, picture, 
     requests = [Request("what is it ?", tiny.pictured[0].images), Request("how are you ?")]
     right = respond(tiny.model, tiny.processor, requests, max_new_tokens=5)
     assert said == [response.text for response in right]
+
+
+def test_a_text_may_hold_any_character_and_the_file_a_mark_of_its_encoding(tmp_path):
+    text = "what\u2028is\x85it \U0001f642 ?"
+    file = tmp_path / "r.jsonl"
+    line = json.dumps({"text": text, "system": "be kind"}, ensure_ascii=False)
+    file.write_text(f"{line}\r\n", encoding="utf-8-sig", newline="")
+    assert read_requests(file) == [Request(text, (), "be kind")]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,8 @@ def read_requests(path: Path) -> list[Request]:
         none.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # not splitlines: JSON may hold other ends of lines within a text, such as U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise BadData(f"{path}: cannot be read ({error}); give JSON lines in UTF-8.") from None
     found = list(_requests(lines, path))
