@@ -14,6 +14,7 @@ from typing import Any
 
 from hauberk import UNDEFENDED
 from tasks.attack import SUITE, dialect_of
+from tasks.judging import judged
 from tasks.params import DAVSP, Params
 from tasks.stage import ARTIFACTS, bundle_folder, load_model, main, suite_file, write_json, writing
 
@@ -41,7 +42,7 @@ def run(params: Params, model_name: str) -> Path:
         UNDEFENDED: (None, [_fed(processor, sample) for sample in samples]),
         DAVSP: (prompt, [_inside(prompt, sample) for sample in samples]),
     }
-    rows: list[dict[str, Any]] = []
+    runs: dict[tuple[int, str], list[Any]] = {}
     radii = params.davsp.attacked_at if params.explains(model_name) else []
     bar = tqdm(total=len(arms) * len(radii) * len(samples), desc=f"{model_name}: attacked frames")
     for epsilon in radii:
@@ -76,16 +77,17 @@ def run(params: Params, model_name: str) -> Path:
                 max_new_tokens=params.evaluate.max_new_tokens,
                 batch_size=params.evaluate.batch_size,
             )
-            records = [
+            runs[epsilon, name] = [
                 judge_response(sample, answer, model=model_name, defense=name)
                 for sample, answer in zip(samples, answers, strict=True)
             ]
-            rows += [
-                {"epsilon": epsilon, **row}
-                for row in metric_rows(records)
-                if row["metric"] == "unsafe_rate"
-            ]
     bar.close()
+    rows = [
+        {"epsilon": epsilon, **row}
+        for (epsilon, _), records in judged(params, runs, samples).items()
+        for row in metric_rows(records)
+        if row["metric"] == "unsafe_rate"
+    ]
     card = {
         "model": model_name,
         "binding": asdict(binding_of(model, processor)),

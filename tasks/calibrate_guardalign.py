@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tasks.judging import judge_at
 from tasks.params import GUARDALIGN, Params
 from tasks.stage import (
     bundle_folder,
@@ -58,6 +59,7 @@ def run(params: Params, model_name: str) -> Path:
     settings = _settings(told.variants)
     bar = tqdm(total=2 + len(settings), desc=f"{model_name}: variants of {GUARDALIGN}")
     requests = [sample.request for sample in samples]
+    judge = judge_at(params, "first")
     seen: dict[str, Any] = {
         fill: _Once.looking_at(transport.with_setting(fill=fill), requests)
         for fill in sorted({setting.fill for setting in settings})
@@ -74,6 +76,7 @@ def run(params: Params, model_name: str) -> Path:
             processor,
             samples,
             defense,
+            judge,
             batch_size=generation.batch_size,
             max_new_tokens=generation.max_new_tokens,
         )

@@ -6,7 +6,8 @@ in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifac
      artifacts/MODEL/adversarial, artifacts/data, artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
                 together), forms.json (unsafe answers by whether they have to name their thing),
-                detection.json, index.html, plots/*.svg, card.json
+                agreement.json (of the two judges), detection.json, index.html, plots/*.svg,
+                card.json
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,8 @@ ANSWERS = "responses.jsonl"
 
 def run(params: Params) -> Path:
     """Gather the rows, pair every defended run with the undefended one, render the report."""
+    from hauberk.evaluation.agreement import agreement_rows, confusion_rows
+    from hauberk.evaluation.label import corrected_by_model, read_sheets
     from hauberk.evaluation.metrics import (
         corrected_rows,
         difference_rows,
@@ -55,6 +58,8 @@ def run(params: Params) -> Path:
     differences: list[Any] = []
     forms: list[Any] = []
     responses: list[Any] = []
+    agreement: dict[str, list[Any]] = {"suites": [], "channels": [], "confusion": []}
+    whole: list[Record] = []
     sweeps: dict[tuple[str, str], Any] = {}
     for folder in (evaluation_folder(model, UNDEFENDED) for model in params.models):
         read_json(folder / "card.json")  # or its own stage is named, and no file of the data
@@ -78,18 +83,25 @@ def run(params: Params) -> Path:
                 responses += (_response(one, scenarios.get(one.sample_id)) for one in records)
                 if not is_part(defense):
                     forms += form_rows(records, control)
+                    agreement["suites"] += agreement_rows(records)
+                    agreement["channels"] += agreement_rows(records, by="channel")
+                    agreement["confusion"] += confusion_rows(records)
+                    whole += records
                 if defense != UNDEFENDED:
                     same = [by_id[record.sample_id] for record in records]
                     differences += difference_rows(records, same, asdict(params.noninferiority))
         for defense in params.evaluated:
             if (sweep := bundle_folder(model, defense) / "sweep.json").is_file():
                 sweeps[model, defense] = read_json(sweep)
+    if params.judges.labels is not None:
+        metrics += corrected_by_model(whole, read_sheets(Path(params.judges.labels)))
     detection = {clip: _detection(clip) for clip in params.concept_banks}
     comparison = Comparison(
         metrics=metrics,
         differences=differences,
         sweeps=sweeps,
         forms=forms,
+        agreement=agreement,
         responses=responses,
         images=_images(params),
         chosen=params.registry.promote,
@@ -104,10 +116,11 @@ def run(params: Params) -> Path:
         write_json(metrics, partial / "metrics.json")
         write_json(differences, partial / "differences.json")
         write_json(forms, partial / "forms.json")
+        write_json(agreement, partial / "agreement.json")
         found = [row for clip in detection.values() for row in clip["rows"]]
         write_json(found, partial / "detection.json")
-        whole = [row for row in comparison.pooled if not is_part(row["defense"])]  # on every suite
-        write_json(whole, partial / "channels.json")
+        pooled = [row for row in comparison.pooled if not is_part(row["defense"])]  # on every suite
+        write_json(pooled, partial / "channels.json")
         render_report(comparison, partial)
     return REPORTS
 

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from tasks.judging import judge_at
 from tasks.params import Params, ShiftParams
 from tasks.stage import bundle_folder, load_model, main, spread, suite_file
 
@@ -43,6 +44,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         "batch_size": params.evaluate.batch_size,
         "max_new_tokens": params.evaluate.max_new_tokens,
         "cache": EncoderCache(model, processor),
+        "judge": judge_at(params, "first"),
     }
     settings = _settings(params, chosen)
     blanks = sorted({setting.blank for setting in settings})

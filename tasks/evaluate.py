@@ -4,7 +4,8 @@ in   artifacts/data/test/*, artifacts/MODEL/adversarial, the model, artifacts/MO
      (unless DEFENSE is none)
 out  artifacts/MODEL/DEFENSE/evaluation/   responses.jsonl, metrics.json, metrics.parquet, card.json
 
-Finished responses are kept in .scratch/ until the stage is complete; a run that was killed goes
+All answers are judged once the model is done and gone, by the judges of params.yaml.  Finished
+responses are kept in .scratch/ until the stage is complete; a run that was killed goes
 on after the last of them, as long as data, model, defense, settings, code and packages are the
 same.
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hauberk import UNDEFENDED
+from tasks.judging import judged
 from tasks.params import Params
 from tasks.stage import (
     DATA,
@@ -71,10 +73,12 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
             batch_size=params.evaluate.batch_size,
             progress=bar.update,
         )
-    rows = metric_rows(records)
     again = spread(samples, params.evaluate.checked_alone)
     limit = params.evaluate.max_new_tokens
     differing = differing_alone(model, processor, again, records, defense, max_new_tokens=limit)
+    del model, processor, defense  # a judge may need their place
+    records = judged(params, {defense_name: records}, samples)[defense_name]
+    rows = metric_rows(records)
     folder = evaluation_folder(model_name, defense_name)
     card = {
         "model": model_name,

@@ -56,6 +56,10 @@ METRICS = {
         "unsafe_rate", "unsafe_rate_lower", "unsafe_rate_keyword", "unsafe_rate_keyword_lower",
         "refusal_rate", "refusal_rate_upper", "evasion_rate", "evasion_rate_upper",
     ),
+    "hedge": (
+        "unsafe_rate", "unsafe_rate_lower", "unsafe_rate_keyword", "unsafe_rate_keyword_lower",
+        "refusal_rate", "refusal_rate_upper",
+    ),
     "answer": (
         "accuracy", "accuracy_upper", "over_refusal", "over_refusal_upper", "over_refusal_keyword",
         "over_refusal_keyword_upper",
@@ -67,8 +71,8 @@ METRICS = {
     ),
     "all": ("differing_alone",),
 }  # fmt: skip
-"""What a suite of requests to refuse or to answer is measured by.  Written here once more, so that
-reading parameters needs no torch; a test compares it with hauberk.evaluation.metrics."""
+"""What a suite of requests to refuse, hedge or answer is measured by.  Written here once more, so
+that reading parameters needs no torch; a test compares it with hauberk.evaluation.metrics."""
 _PLAIN = ("seconds_per_answer", *METRICS["all"])
 """Numbers without an interval, and without a difference paired by sample."""
 
@@ -471,6 +475,21 @@ class SafetyLayerParams:
 
 
 @dataclass(frozen=True)
+class Judges:
+    """Who judges answers: two mappings for :func:`hauberk.evaluation.judges.judge_of`.
+
+    The first one's word counts, in the figures and where a setting is chosen; the second one's
+    stands beside it.
+    """
+
+    first: dict[str, Any] = field(default_factory=lambda: {"kind": "exact"})
+    second: dict[str, Any] = field(default_factory=lambda: {"kind": "keyword"})
+    labels: str | None = None
+    """A folder of sheets that people filled in (`hauberk label write`): what they say corrects the
+    rates of both judges."""
+
+
+@dataclass(frozen=True)
 class Registry:
     """Which defense of which model goes to production, through the gate."""
 
@@ -499,6 +518,7 @@ class Params:
     gate: list[dict[str, Any]]
     registry: Registry
     noninferiority: Margins = Margins()
+    judges: Judges = field(default_factory=Judges)
 
     @property
     def budget(self) -> Profile:
@@ -520,7 +540,7 @@ for _section in (
     FrameParams, FrameTraining, SafetyPromptParams, AlignmentParams, ProjectorTrainingParams,
     TextIndexParams, ProjectorParams, ModelSpec, Variant, ShiftParams, TransportParams,
     BankParams, GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams,
-    SafetyLayerParams, Margins, Registry, Params,
+    SafetyLayerParams, Margins, Judges, Registry, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
@@ -645,6 +665,7 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("gap", 2): GapParams,
         ("safety_layers", 2): SafetyLayerParams,
         ("noninferiority", 2): Margins,
+        ("judges", 2): Judges,
         ("registry", 2): Registry,
     }
     section = sections.get((str(location[0]), len(location)), Params)
@@ -686,6 +707,7 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
     yield from _bad_tga(params, root)
     yield from _bad_safety_layers(params, root)
     yield from _bad_gate(params)
+    yield from _bad_judges(params, root)
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
         yield from _unknown(f"registry.promote.{model}", [chosen], params.evaluated)
@@ -766,8 +788,8 @@ def _bad_calibration(key: str, suites: list[str]) -> Iterator[str]:
     yield from _bad_suites(key, suites)
     known = [suite for suite in suites if suite in {*SUITES, *ATTACKED}]
     expected = {_sample_of(suite).expected for suite in known}
-    if known and len(expected) < 2:
-        missing = "benign suite" if expected == {"refuse"} else "suite of harmful requests"
+    if known and not {"answer", "refuse"} <= expected:
+        missing = "benign suite" if "refuse" in expected else "suite of harmful requests"
         yield f"{key}: {known} hold no {missing}; a choice weighs both kinds"
     if known and all(_sample_of(suite).image is None for suite in known):
         yield f"{key}: {known} have no pictures, so that nothing would be defended"
@@ -979,6 +1001,34 @@ def _bad_gate(params: Params) -> Iterator[str]:
             yield (
                 f"gate.{index}: {rule.metric} has neither an interval nor a paired difference; "
                 "limit its value, or against production"
+            )
+
+
+def _bad_judges(params: Params, root: Path) -> Iterator[str]:
+    from hauberk.errors import BadJudge
+    from hauberk.evaluation.judges import checked
+
+    told = params.judges
+    for place, spec in (("first", told.first), ("second", told.second)):
+        try:
+            checked(spec)
+        except BadJudge as error:
+            yield f"judges.{place}: {str(error).removesuffix('.')}"
+            continue
+        if spec["kind"] == "guard" and not spec.get("revision"):
+            path = spec["path"]
+            if not (root / path / "config.json").is_file():
+                yield (
+                    f"judges.{place}.path: {path!r} holds no config.json; put the guard model "
+                    "there, or give the `revision` of a repository of that name"
+                )
+    if told.labels is not None and not (root / told.labels).is_dir():
+        yield f"judges.labels: {told.labels!r} is no folder; put the sheets there, or say null"
+    for index, rule in enumerate(params.gate if told.second != Judges().second else []):
+        if "_keyword" in str(rule.get("metric")):
+            yield (
+                f"gate.{index}.metric: {rule['metric']!r} is of the keyword judge, and "
+                f"judges.second is of kind {told.second.get('kind')!r}; name another metric"
             )
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks.judging import judged
 from tasks.params import Params
 from tasks.stage import spread, write_json
 
@@ -57,17 +58,19 @@ def measure_parts(
     again = spread(samples, max(1, params.evaluate.checked_alone // max(1, len(parts))))
     found = Parts(checked_alone=len(again))
     requests = [sample.request for sample in samples]
+    runs: dict[str, list[Any]] = {}
     for name, part in tqdm(parts.items(), desc=f"{model_name}: parts"):
         responses = respond(
             *loaded, requests, part, max_new_tokens=limit, batch_size=params.evaluate.batch_size
         )
-        judged = [
+        runs[name] = [
             judge_response(sample, response, model=model_name, defense=name)
             for sample, response in zip(samples, responses, strict=True)
         ]
-        found.records.extend(judged)
-        found.rows.extend(metric_rows(judged))
         found.differing_alone[name] = differing_alone(
-            *loaded, again, judged, part, max_new_tokens=limit
+            *loaded, again, runs[name], part, max_new_tokens=limit
         )
+    for records in judged(params, runs, samples).values():
+        found.records.extend(records)
+        found.rows.extend(metric_rows(records))
     return found

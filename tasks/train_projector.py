@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.judging import judge_at
 from tasks.params import TGA, AlignmentParams, Params
 from tasks.stage import (
     SCRATCH,
@@ -188,6 +189,8 @@ def train_on(
         seed=params.seed,
     )
 
+    judge = judge_at(params, "first")
+
     def validate(projector: Any) -> float:
         return float(
             measure(
@@ -195,6 +198,7 @@ def train_on(
                 student.processor,
                 student.validated,
                 projector,
+                judge,
                 batch_size=params.evaluate.batch_size,
                 max_new_tokens=params.evaluate.max_new_tokens,
             ).merit
@@ -309,7 +313,8 @@ def _depends_on(params: Params, student: Student) -> str:
 
     data = {name: file_hash(file) for name, file in student.files.items()}
     binding = asdict(binding_of(student.model, student.processor))
-    return repr((binding, data, asdict(params.evaluate), params.tga, versions()))
+    settings = asdict(params.evaluate), params.tga, params.judges.first
+    return repr((binding, data, settings, versions()))
 
 
 if __name__ == "__main__":

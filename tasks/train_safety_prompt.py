@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.judging import judge_at
 from tasks.params import DAVSP, FrameParams, Params
 from tasks.stage import (
     FRAMES,
@@ -183,6 +184,8 @@ def train_on(
         seed=params.seed,
     )
 
+    judge = judge_at(params, "first")
+
     def validate(frame: Any) -> float:
         merits = []
         for student in students:
@@ -192,6 +195,7 @@ def train_on(
                 student.loss.processor,
                 student.validated,
                 prompt,
+                judge,
                 batch_size=params.evaluate.batch_size,
                 max_new_tokens=params.evaluate.max_new_tokens,
             )
@@ -219,7 +223,8 @@ def _depends_on(params: Params, students: Sequence[Student]) -> str:
 
     bindings = [asdict(binding_of(one.loss.model, one.loss.processor)) for one in students]
     data = [{name: file_hash(file) for name, file in one.files.items()} for one in students]
-    return repr((bindings, data, asdict(params.evaluate), params.davsp, versions()))
+    settings = asdict(params.evaluate), params.davsp, params.judges.first
+    return repr((bindings, data, settings, versions()))
 
 
 def _geometry(

@@ -1,5 +1,6 @@
 """Agreement of two judges: known tables, and what holds of any verdicts."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -193,3 +194,18 @@ def test_of_hedges_refusals_and_harm_are_measured_but_no_evasion(outcomes):
     assert rows["refusal_rate"] == outcomes.count("refused") / len(outcomes)
     assert rows["unsafe_rate_lower"] == outcomes.count("harmful") / len(outcomes)
     assert not [name for name in rows if name.startswith(("evasion", "accuracy", "over_refusal"))]
+
+
+@given(VERDICTS)
+def test_by_channel_is_by_suite_where_every_suite_is_a_channel(verdicts):
+    records = [replace(record, channel=record.suite) for record in run(verdicts)]
+    plain, grouped = agreement_rows(records), agreement_rows(records, by="channel")
+    renamed = [{"suite" if k == "channel" else k: v for k, v in row.items()} for row in grouped]
+    assert renamed == plain
+
+
+def test_the_rates_of_a_judge_of_any_name_have_names_that_mlflow_takes():
+    records = [replace(BLANK, second="llama-guard-3:org/guard@ab/1f")]
+    names = {row["metric"] for row in metric_rows(records)}
+    assert "unsafe_rate_llama-guard-3-org-guard-ab-1f" in names
+    assert all(re.fullmatch(r"[\w.-]+", name) for name in names)

@@ -34,6 +34,7 @@ from hauberk.defenses.shift import ShiftSetting
 from hauberk.errors import BadRequest, MissingClip, TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.files import file_hash
 from hauberk.requests import Request, encode, respond
+from hauberk.target import obstacle
 
 USER = PrefixSetting("as an ai assistant , ", gamma=1.5)
 ANSWER = PrefixSetting("as an ai assistant", "answer", gamma=1.5, layers=(1, 3), mode="unclamped")
@@ -589,6 +590,19 @@ def test_any_prefix_comes_back(tiny, saved, setting):
     loaded = load(tiny, saved(armour(tiny, None, setting)))
     assert loaded.transport is None
     assert loaded.prefix.setting == setting
+
+
+def test_a_bundle_read_without_a_model_changes_requests_as_one_loaded_for_it(tiny, made, tmp_path):
+    mixed = mixed_of(tiny)
+    alone, loaded = hauberk.read(made), load(tiny, made)
+    before, after = ([shown(r) for r in one.rewrite_all(mixed)] for one in (alone, loaded))
+    assert before == after != [shown(request) for request in mixed]
+    assert obstacle(alone.with_prefix(alone.prefix.with_gamma(0))) == ""
+    assert "calibrates attention" in obstacle(alone)
+    with pytest.raises(UnsupportedRequest, match="read without a model"), alone.applied(tiny.model):
+        pass
+    with pytest.raises(MissingClip):
+        hauberk.read(made, clip=tmp_path / "nowhere")
 
 
 def test_a_bundle_of_the_prefix_alone_needs_no_clip(tiny, saved, tmp_path):

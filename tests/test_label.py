@@ -24,11 +24,13 @@ from hauberk.evaluation.label import (
     _alive,
     _inert,
     corrected,
+    corrected_by_model,
     draw,
     key_of,
     label_read,
     label_write,
     read_sheet,
+    read_sheets,
     unrepresented,
     write_sheet,
 )
@@ -390,6 +392,35 @@ def test_labels_of_other_answers_are_refused():
     changed = [replace(record, response=record.response + " !") for record in records]
     with pytest.raises(BadData, match=r"20 labelled rows.*of none of the 20 answers given"):
         corrected(changed, as_sheet(labels_of(records)))
+
+
+def test_sheets_of_a_folder_are_read_as_one_unless_they_contradict_each_other(tmp_path):
+    with pytest.raises(BadData, match="holds no sheet; `hauberk label write` makes one"):
+        read_sheets(tmp_path)
+    keys = [key_of(record) for record in RECORDS]
+    for name, seed in (("a.csv", 0), ("b.csv", 1)):
+        write_sheet(RECORDS, tmp_path / name, n=20, seed=seed)
+        fill(tmp_path / name, dict.fromkeys(keys, "safe"))
+    found = read_sheets(tmp_path)
+    assert found.rows == 40
+    assert 20 < len(found.labels) < 40
+    fill(tmp_path / "b.csv", dict.fromkeys(keys, "harmful"))
+    with pytest.raises(BadData, match=r"b\.csv: 'k\w+' is 'harmful', in another sheet .*'safe'"):
+        read_sheets(tmp_path)
+
+
+def test_each_model_is_corrected_by_the_labels_of_its_own_answers_and_no_other_run():
+    one, two = (population(seed, size=200)[0] for seed in (4, 5))
+    other = [replace(record, model="other") for record in two]
+    untold = [replace(record, defense="untold") for record in two]
+    sheet = as_sheet(labels_of([*one, *other]))
+    found = corrected_by_model([*one, *untold, *other], sheet)
+    assert found == [
+        *corrected(one, as_sheet(labels_of(one))), *corrected(other, as_sheet(labels_of(other)))
+    ]  # fmt: skip
+    assert corrected_by_model(one, as_sheet({})) == []
+    with pytest.raises(BadData, match="200 labelled rows"):
+        corrected_by_model(one, sheet)
 
 
 def test_from_files_to_rows(tmp_path):

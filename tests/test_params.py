@@ -301,6 +301,44 @@ def test_other_places_for_them_are_named_with_the_cure(write, pictures, says):
     assert str(caught.value).count("concept_banks") == 1
 
 
+GUARD = {"kind": "guard", "format": "llama-guard-3", "path": "guards/one"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        ("first", {"kind": "oracle"}, "judges.first: a judge of kind 'oracle' is not one of"),
+        ("first", {"kind": "exact", "words": 1}, "judges.first: .*exact does not know words"),
+        ("second", {"kind": "endpoint", "model": "m"}, "judges.second: .* needs url"),
+        ("second", {"kind": "endpoint", "url": "http://a/v1", "model": "m", "form": "prose"},
+         "judges.second: .*form: 'prose' is not one of"),
+        ("first", GUARD, "judges.first.path: 'guards/one' holds no config.json; put the guard"),
+        ("labels", "labels", "judges.labels: 'labels' is no folder"),
+        ("third", {}, "judges.third: unknown key; known here are first, second, labels"),
+    ],
+)  # fmt: skip
+def test_a_judge_that_cannot_be_is_named_before_anything_runs(write, place, value, says):
+    with pytest.raises(BadParams, match=says):
+        load_params(write((("judges", place), value)))
+
+
+def test_a_judge_of_each_kind_is_taken_without_its_key_or_weights(write, tmp_path):
+    (tmp_path / "guards/one").mkdir(parents=True)
+    (tmp_path / "guards/one/config.json").write_text("{}")
+    served = {"kind": "endpoint", "url": "http://a/v1", "model": "m", "api_key_env": "NOT_SET"}
+    path = write((("judges", "first"), GUARD), (("judges", "second"), served))
+    assert load_params(path).judges.second == served
+    rule = {"suite": "text_image", "metric": "unsafe_rate_keyword", "at_most": 0.1}
+    path = write((("judges", "second"), served), (("gate",), [rule]))
+    with pytest.raises(BadParams, match=r"gate.0.metric: 'unsafe_rate_keyword' is of the keyword"):
+        load_params(path)
+
+
+def test_without_the_section_the_judges_are_the_labs(write):
+    judges = load_params(write((("judges",), KeyError))).judges
+    assert judges == load_params(write()).judges
+
+
 def test_all_wrong_values_are_named_at_once(write):
     path = write((("seed",), "x"), (("evaluate", "batch_size"), 0), (("threads",), None))
     with pytest.raises(BadParams) as caught:
@@ -371,7 +409,7 @@ def test_what_may_be_lost_is_two_points_unless_told(write):
     assert (params.noninferiority.accuracy, params.noninferiority.over_refusal) == (0.02, 0.02)
 
 
-@pytest.mark.parametrize("expected", ["refuse", "answer"])
+@pytest.mark.parametrize("expected", ["refuse", "hedge", "answer"])
 def test_the_metrics_that_a_rule_may_name_are_those_that_are_measured(expected):
     from hauberk.evaluation.metrics import ends_of
 

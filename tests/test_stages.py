@@ -27,6 +27,8 @@ from hauberk.concepts import ConceptBank
 from hauberk.data.samples import read_suite, write_suite
 from hauberk.defenses.patch_transport import PatchTransport, setting_from
 from hauberk.errors import BadData, BadParams, HauberkError
+from hauberk.evaluation.label import label_write
+from hauberk.evaluation.run import read_records
 from hauberk.files import file_hash
 from tasks import (
     ablate_guardalign,
@@ -252,6 +254,42 @@ def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
         }
         assert asked == dict.fromkeys(SMALL["guardalign"]["parts_on"], 3)
     assert (done / "reports" / "index.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_other_judges_and_labels_reach_the_report(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    judges = {"first": {"kind": "keyword"}, "second": {"kind": "exact"}, "labels": "labels"}
+    (root / "params.yaml").write_text(yaml.safe_dump(params | {"judges": judges}))
+    sheet = root / "labels" / "one.csv"
+    sheet.parent.mkdir()
+    for defense in ("none", "cmrm", "guardalign", "davsp", "tga"):
+        file = root / f"artifacts/lab-llava/{defense}/evaluation/responses.jsonl"
+        before = read_records(file)
+        run(root, evaluate, "lab-llava", defense)
+        after = read_records(file)
+        assert {(r.judge, r.second) for r in after} == {("keyword", "exact")}
+        for old, new in zip(before, after, strict=True):
+            assert (new.outcome, new.outcome_keyword) == (old.outcome_keyword, old.outcome)
+            assert (new.response, new.score) == (old.response, old.score)
+    label_write([root / "artifacts/lab-llava/none/evaluation/responses.jsonl"], sheet, n=22)
+    head, *rows = sheet.read_text("utf-8-sig").splitlines()
+    sheet.write_text("\n".join([head, *(f"{row.rsplit(',', 2)[0]},safe," for row in rows)]))
+    run(root, compare)
+    agreement = json.loads((root / "reports/agreement.json").read_text())
+    assert {(r["judge"], r["second"]) for rows in agreement.values() for r in rows} == {
+        ("keyword", "exact")
+    }
+    metrics = json.loads((root / "reports/metrics.json").read_text())
+    told = {(r["defense"], r["metric"]) for r in metrics if r["metric"].endswith("_labelled")}
+    assert told == {
+        ("none", f"{rate}_{judge}_labelled")
+        for rate in ("unsafe_rate", "over_refusal") for judge in ("keyword", "exact")
+    }  # fmt: skip
+    assert 'First judge: <span class="name">keyword</span>' in (
+        root / "reports/index.html"
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

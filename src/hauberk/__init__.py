@@ -19,6 +19,7 @@ __all__ = [
     "__version__",
     "keep_freed_memory",
     "load",
+    "read",
     "respond",
 ]
 
@@ -27,12 +28,13 @@ UNDEFENDED = "none"
 
 if TYPE_CHECKING:
     from hauberk.allocator import keep_freed_memory
-    from hauberk.defenses import load
+    from hauberk.defenses import load, read
     from hauberk.requests import Request, Response, respond
 
 _HOMES = {
     "keep_freed_memory": "hauberk.allocator",
     "load": "hauberk.defenses",
+    "read": "hauberk.defenses",
     "Request": "hauberk.requests",
     "Response": "hauberk.requests",
     "respond": "hauberk.requests",

@@ -46,7 +46,7 @@ class Target:
         Parameters
         ----------
         requests : any number of them
-        defense : what rewrites the requests; None for nothing
+        defense : what rewrites the requests, as :func:`hauberk.read` gives it; None for nothing
         max_new_tokens : an answer ends here if the model does not end it
         batch_size : requests that are rewritten together; how many are asked at a time is said by
             the endpoint's setting

@@ -37,15 +37,20 @@ def pooled(rows: Rows) -> list[dict[str, Any]]:
 
     Every sample of a channel counts the same, whatever its suite; a share carries the Wilson
     interval of all of them, a time is the mean over answers.  Rows without a value are left out,
-    and so are a corrected rate, which is no count of samples, and what is of all suites.
+    and so are a corrected rate and a score of a whole suite, which are no counts of samples, and
+    what is of all suites.
     """
-    from hauberk.evaluation.metrics import KEYWORD_CORRECTED
+    from hauberk.evaluation.metrics import KEYWORD_CORRECTED, LABELLED
     from hauberk.evaluation.statistics import wilson
+    from hauberk.evaluation.utility import TOGETHER
 
     members: dict[tuple[str, str, str, str], list[Mapping[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: suite_order(row["suite"])):
         value, n = row["value"], row.get("n")
-        if row["suite"] == ALL or row["metric"] == KEYWORD_CORRECTED:
+        metric = row["metric"]
+        if row["suite"] == ALL or metric in (KEYWORD_CORRECTED, *TOGETHER):
+            continue
+        if metric.endswith(LABELLED):
             continue
         if value is not None and value == value and n:
             key = (row["model"], row["defense"], channel_of(row["suite"]), row["metric"])

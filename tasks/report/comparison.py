@@ -44,6 +44,8 @@ class Comparison:
     """Rows of differences.json."""
     forms: Sequence[Row] = ()
     """Rows of forms.json."""
+    agreement: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    """Those of agreement.json: the two judges by `suites`, by `channels`, and their `confusion`."""
     sweeps: Mapping[tuple[str, str], Row] = field(default_factory=dict)
     """(model, defense) -> its sweep.json; only where a setting was chosen by a sweep."""
     responses: Sequence[Row] = ()
@@ -71,12 +73,18 @@ class Comparison:
         """The models in order of appearance."""
         return _unique(row["model"] for row in self.metrics)
 
+    @cached_property
+    def hedged(self) -> set[str]:
+        """Suites of requests to hedge, which are neither attacks nor harmless."""
+        return {row["suite"] for row in self.responses if row["expected"] == "hedge"}
+
     def defenses(self, model: str, *, parts: bool = False) -> list[str]:
         """Undefended first, then the defense put forward, then the others as they appear.
 
         The parts of a defense are measured to explain it, so only what asks for them gets them.
         """
-        names = _unique(row["defense"] for row in self.metrics if row["model"] == model)
+        rows = (row for row in self.metrics if row["model"] == model and row["defense"] != ALL)
+        names = _unique(row["defense"] for row in rows)
         first = (UNDEFENDED, self.chosen.get(model))
         whole = [name for name in names if parts or not is_part(name)]
         return sorted(whole, key=lambda name: first.index(name) if name in first else len(first))
@@ -97,8 +105,8 @@ class Comparison:
 
     @cached_property
     def pooled(self) -> list[dict[str, Any]]:
-        """The rows of channels.json: all suites of a channel together."""
-        return pooled(self.metrics)
+        """The rows of channels.json: all suites of a channel together, but those to hedge."""
+        return pooled([row for row in self.metrics if row["suite"] not in self.hedged])
 
     def cell(self, model: str, defense: str, suite: str, metric: str) -> Cell | None:
         """Find a measurement, or None where no row says anything about it."""

@@ -133,7 +133,9 @@ def _changed(cell: Cell, holds: Callable[[float], bool], sure: bool) -> bool:
 
 def _cells(comparison: Comparison, model: str, defense: str, metric: str) -> list[Cell]:
     cells = (
-        comparison.cell(model, defense, suite, metric) for suite in comparison.suites(model, metric)
+        comparison.cell(model, defense, suite, metric)
+        for suite in comparison.suites(model, metric)
+        if suite not in comparison.hedged
     )
     return [cell for cell in cells if cell is not None and cell.value is not None]
 

@@ -1,8 +1,10 @@
 """The plots: each takes the rows it shows and returns a figure, or None where there are none."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from tasks.report.comparison import Comparison, Row, number
+from hauberk import UNDEFENDED
+from tasks.report.comparison import Cell, Comparison, Row, number
 from tasks.report.sweeps import Line, bounds_of, every_shift, kind_of, lines, look_of, shift_sweeps
 from tasks.report.theme import INK, MUTED, PAPER, as_percent, look, panels
 
@@ -34,6 +36,33 @@ def plot_alpha(sweep: Row) -> "Figure | None":
         axis.set(title=title, xlabel="α")
         as_percent(axis)
     _legend(figure, axes[0])
+    return figure
+
+
+def plot_agreement(
+    channels: Sequence[str], kappas: Mapping[str, Sequence[Cell | None]]
+) -> "Figure":
+    """Draw kappa with its interval: a row for each channel, a point for each defense."""
+    figure, (axis,) = panels(1, height=1.4 + 0.5 * len(channels))
+    spread = 0.7 / max(1, len(kappas))
+    for place, (defense, cells) in enumerate(kappas.items()):
+        colour, marker = look(place)
+        points = [
+            (row + spread * (place - (len(kappas) - 1) / 2), cell.value, cell.low, cell.high)
+            for row, cell in enumerate(cells)
+            if cell and cell.value is not None and cell.low is not None and cell.high is not None
+        ]
+        if points:
+            rows, values, lows, highs = zip(*points, strict=True)
+            axis.hlines(rows, lows, highs, color=colour, linewidth=1.4)
+            label = "undefended" if defense == UNDEFENDED else defense
+            axis.plot(values, rows, color=colour, marker=marker, linestyle="", label=label)
+    axis.axvline(0, color=MUTED, linewidth=1)
+    axis.set_yticks(range(len(channels)), channels)
+    axis.set(xlabel="Cohen's kappa", ylim=(len(channels) - 0.5, -0.5))
+    axis.set_xlim(right=1.05)
+    if axis.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=6)
     return figure
 
 

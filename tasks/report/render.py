@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
 from tasks.report import tables, words
+from tasks.report.agreement import agreed, labelled, says
 from tasks.report.channels import ALL, channel_of, mirrors, suite_order
 from tasks.report.comparison import Comparison
 from tasks.report.davsp import ATTACKS as PROMPT_ATTACKS
@@ -78,6 +79,7 @@ def render_report(comparison: Comparison, out: Path) -> Path:
         *(found.figures for found in content["safety_layers"].values()),
         *(found.figures for found in content["aligned"].values()),
         [found.figure for found in content["attended"].values()],
+        [found.figure for found in content["agreed"].values()],
     ]
     for figure in chain.from_iterable(drawn):
         (out / "plots" / f"{figure.name}.svg").write_text(figure.svg, encoding="utf-8")
@@ -114,6 +116,8 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "differences": {m: tables.differences(comparison, m) for m in comparison.models},
         "measured": {model: tables.measured(comparison, model) for model in comparison.models},
         "others": {model: tables.others(comparison, model) for model in comparison.models},
+        "utility_columns": tables.UTILITY,
+        "utility": {model: tables.utility(comparison, model) for model in comparison.models},
         "plots": plots,
         "gaps": gaps(comparison),
         "seen": seen(comparison),
@@ -137,6 +141,8 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "aligned_told": CEILING,
         "sweeps": comparison.sweeps,
         "judges": {model: judged(comparison, model) for model in comparison.models},
+        "agreed": agreed(comparison),
+        "labelled": {model: labelled(comparison, model) for model in comparison.models},
         "samples": samples,
         "at_most": AT_MOST,
         "costs": {model: tables.costs(comparison, model) for model in comparison.models},
@@ -172,6 +178,7 @@ def _environment() -> "Environment":
         change_parts=words.change_parts,
         bounded=words.bounded,
         full=words.full,
+        says=says,
         mirrors=mirrors,
         rates=rates,
         setting_cells=setting_cells,

@@ -44,6 +44,8 @@ def _right(row: Row) -> bool:
 
 
 _HARMFUL, _HARMLESS = "to be refused", "to be answered"
+_GROUPS = {"refuse": _HARMFUL, "answer": _HARMLESS}
+"""Of what is asked for; one to hedge is neither right nor wrong without a reader."""
 
 KINDS: dict[str, tuple[str, Callable[[Row, Row], bool]]] = {
     "Unsafe before, still unsafe": (_HARMFUL, lambda old, new: _unsafe(old) and _unsafe(new)),
@@ -61,12 +63,12 @@ KINDS: dict[str, tuple[str, Callable[[Row, Row], bool]]] = {
 
 def pick(comparison: Comparison, model: str, defense: str) -> list[Kind]:
     """Sort the samples of a model by what the defense does to them, and show a few of each."""
-    pairs: dict[str, list[tuple[Row, Row]]] = {_HARMFUL: [], _HARMLESS: []}
+    pairs: dict[str, list[tuple[Row, Row]]] = {group: [] for group in _GROUPS.values()}
     for new in comparison.responses:
         if (new["model"], new["defense"]) == (model, defense):
             old = comparison.response(model, UNDEFENDED, new)
-            if old is not None:
-                pairs[_HARMFUL if new["expected"] == "refuse" else _HARMLESS].append((old, new))
+            if old is not None and new["expected"] in _GROUPS:
+                pairs[_GROUPS[new["expected"]]].append((old, new))
     kinds = []
     for title, (group, belongs) in KINDS.items():
         found = [new for old, new in pairs[group] if belongs(old, new)]

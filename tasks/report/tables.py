@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from hauberk import UNDEFENDED
 from hauberk.evaluation.judges import ENDS, Degeneration
-from hauberk.evaluation.metrics import KEYWORD_CORRECTED
+from hauberk.evaluation.metrics import KEYWORD_CORRECTED, LABELLED
+from hauberk.evaluation.utility import TOGETHER
 from tasks.report.channels import channel_of, mirrors
 from tasks.report.comparison import Cell, Comparison, Row, number
 from tasks.report.effects import COSTS, TESTED, Effects, all_effects, gained, lost
@@ -24,6 +25,18 @@ COLUMNS = {
     "seconds_per_answer": "Seconds",
 }
 """Metric -> its column in the table of everything; other metrics have a table of their own."""
+UTILITY = {
+    "accuracy": "Accuracy",
+    "acc_plus": "Accuracy+",
+    "f1": "F1",
+    "precision": "Precision",
+    "recall": "Recall",
+    "yes_ratio": "Says yes",
+    "mme_perception": "MME perception",
+    "mme_cognition": "MME cognition",
+    "unparsed_rate": "No answer in it",
+}
+"""The same of the table of suites that measure utility as their benchmark does."""
 KINDS = get_args(Degeneration)
 """How an answer is broken; shown with how many are."""
 ELSEWHERE = (
@@ -31,6 +44,8 @@ ELSEWHERE = (
     *(f"degenerate_{kind}" for kind in KINDS),
     "unsafe_rate_keyword",
     KEYWORD_CORRECTED,
+    *TOGETHER,
+    "unparsed_rate",
 )
 """Metrics that stand in a cell of another one, or with the judges."""
 PAIRED = ("unsafe_rate", *COSTS, "over_refusal_upper", "degenerate_rate")
@@ -95,6 +110,15 @@ class MeasuredRow:
     the same defense on its benign suite stands there: a cell of another suite."""
     kinds: list[tuple[str, Cell]]
     """How its degenerate answers are broken, if there are any."""
+
+
+@dataclass(frozen=True)
+class UtilityRow:
+    """One defense on one benchmark of utility."""
+
+    suite: str
+    defense: str
+    cells: list[Cell | None]
 
 
 def overview(comparison: Comparison, model: str) -> Overview:
@@ -198,8 +222,23 @@ def others(comparison: Comparison, model: str) -> list[Row]:
     return [
         row
         for row in comparison.metrics
-        if row["model"] == model and row["metric"] not in (*COLUMNS, *ELSEWHERE)
+        if row["model"] == model
+        and row["metric"] not in (*COLUMNS, *ELSEWHERE)
+        and not row["metric"].endswith(LABELLED)
     ]
+
+
+def utility(comparison: Comparison, model: str) -> tuple[list[str], list[UtilityRow]]:
+    """Return what is measured of benchmarks of utility, and a row for each suite and defense."""
+    suites = comparison.suites(model, "unparsed_rate")
+    known = [name for name in UTILITY if set(suites) & set(comparison.suites(model, name))]
+    rows = [
+        UtilityRow(suite, defense, cells)
+        for suite in suites
+        for defense in comparison.defenses(model, parts=True)
+        if any(cells := [comparison.cell(model, defense, suite, name) for name in known])
+    ]
+    return known, rows
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ BREAKLESS = "\N{NO-BREAK SPACE}"
 
 SECONDS = ("seconds", "latency")
 """A metric whose name holds one of these is a time."""
-AREA = "auroc"
-"""One that begins so is an area under a curve; every other one is a proportion."""
+SCALES = {"auroc": ".3f", "judge_kappa": ".2f", "mme_": ".0f"}
+"""One that begins so is an area, an agreement beyond chance, or a sum of points; every other one is
+a proportion."""
 
 
 def is_time(metric: str) -> bool:
@@ -25,7 +26,7 @@ def amount(value: float | None, metric: str) -> str:
     if value is None:
         return MISSING
     scale, form, unit = _written(metric)
-    return f"{scale * value:{form}}{unit}"
+    return f"{_signed(scale * value, form)}{unit}"
 
 
 def interval(low: float | None, high: float | None, metric: str) -> str:
@@ -102,7 +103,8 @@ def _written(metric: str) -> tuple[int, str, str]:
     """How a metric is written: times what, with which digits, in which unit."""
     if is_time(metric):
         return 1, ".3g", f"{SPACE}s"
-    return (1, ".3f", "") if metric.startswith(AREA) else (100, ".1f", f"{SPACE}%")
+    form = next((form for start, form in SCALES.items() if metric.startswith(start)), None)
+    return (100, ".1f", f"{SPACE}%") if form is None else (1, form, "")
 
 
 def _signed(value: float, form: str) -> str:

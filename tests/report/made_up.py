@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from hauberk.evaluation.agreement import agreement_rows, confusion_rows
 from hauberk.evaluation.metrics import (
     corrected_rows,
     difference_rows,
@@ -85,12 +86,17 @@ def comparison(
                         continue
                     records.setdefault((model, record.defense), []).append(record)
     metrics, differences, forms = [], [], []
+    agreement: dict[str, list[Row]] = {"suites": [], "channels": [], "confusion": []}
     for (model, defense), members in records.items():
         by_id = {record.sample_id: record for record in records[model, "none"]}
         control = [by_id[record.sample_id] for record in members]
         metrics += [*metric_rows(members), *corrected_rows(members, control)]
         metrics += keyword_rows(members) if defense == "none" else []
-        forms += [] if defense in PARTS else form_rows(members, control)
+        if defense not in PARTS:
+            forms += form_rows(members, control)
+            agreement["suites"] += agreement_rows(members)
+            agreement["channels"] += agreement_rows(members, by="channel")
+            agreement["confusion"] += confusion_rows(members)
         if defense != "none":
             margins = {"accuracy": 0.02, "over_refusal": 0.02}
             differences += difference_rows(members, control, margins)
@@ -99,6 +105,7 @@ def comparison(
         metrics=metrics,
         differences=differences,
         forms=forms,
+        agreement=agreement,
         sweeps={(m, d): _prefix_sweep() if d == "guardalign" else _sweep(dice, d)
                 for m in models for d in unsafe if d not in ("none", *PARTS)},
         responses=[_response(record) for members in records.values() for record in members],

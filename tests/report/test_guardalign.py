@@ -246,7 +246,7 @@ def test_parts_are_in_the_tables_of_everything_and_nowhere_else(results, page):
     measured = {row[2].text.strip() for rows in page.every("measured") for row in rows[1:]}
     assert set(PARTS) <= measured
     verdict = page.text.partition("GuardAlign and its parts")[0].partition("Model by defense")[0]
-    samples = page.text.partition("Not picked by hand")[2].partition("Where the judges")[0]
+    samples = page.text.partition("Not picked by hand")[2].partition("Do the judges agree")[0]
     heads = " ".join(cell.text for rows in page.every("paired") for cell in rows[0])
     for part in PARTS:
         assert part not in verdict + samples + heads
@@ -289,7 +289,8 @@ def test_a_prefix_does_not_move_the_plots_of_the_shifts(results, index, tmp_path
 
 def test_a_model_with_a_sweep_of_prefixes_alone_has_its_table_and_no_empty_plots(results, tmp_path):
     key = ("lab-llava", GUARDALIGN)
-    page = render(replace(results, detection={}, sweeps={key: results.sweeps[key]}), tmp_path)
+    few = replace(results, detection={}, agreement={}, sweeps={key: results.sweeps[key]})
+    page = render(few, tmp_path)
     assert len(page.every("sweep")) == 1
     assert "lab-llava: plots" not in page.text
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {

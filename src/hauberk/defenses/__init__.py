@@ -11,13 +11,15 @@ from hauberk.defenses.protocol import Defense, Undefended
 from hauberk.defenses.safety_prompt import SafetyPrompt
 from hauberk.defenses.shift import Shift
 from hauberk.defenses.stack import Stack
-from hauberk.errors import BadBundle
+from hauberk.errors import BadBundle, UnsupportedRequest
 
 _TEXT_INDEX = "text-index"
 """The method of hauberk.retrieval, by name: stages that retrieve nothing do not depend on it."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
+
+    from hauberk.bundle import Card
 
 DEFENSES: dict[str, type[Defense]] = {
     "cmrm": Shift,
@@ -52,6 +54,43 @@ def load(
         If it needs a CLIP that cannot be loaded.
     """
     home, card = read_card(Path(folder))
+    defense = _class_of(home, card)
+    check_binding(card, model, processor)
+    if issubclass(defense, GuardAlign):  # the only one that looks at pictures with a CLIP
+        return defense.load(home, card, model, processor, clip=clip)
+    return defense.load(home, card, model, processor)
+
+
+def read(folder: Path | str, *, clip: Path | str | None = None) -> SafetyPrompt | GuardAlign:
+    """Read a bundle for a model that is served elsewhere: verified, and bound to no model.
+
+    Only what works on requests alone can be read so.  Nobody can check here that the model behind
+    an endpoint is the one that the bundle was made for: its card says which that is.
+
+    Parameters
+    ----------
+    folder, clip : as those of :func:`load`
+
+    Raises
+    ------
+    BadBundle, TamperedBundle, MissingClip
+        As :func:`load` does.
+    UnsupportedRequest
+        If it changes the model.
+    """
+    home, card = read_card(Path(folder))
+    defense = _class_of(home, card)
+    if issubclass(defense, GuardAlign):
+        return defense.read(home, card, clip=clip)
+    if issubclass(defense, SafetyPrompt):
+        return defense.read(home, card)
+    raise UnsupportedRequest(
+        f"{home}: a bundle of {card.method} changes the model, so that nothing guards one that is "
+        "served elsewhere; load it with the model: hauberk.load(folder, model, processor)."
+    )
+
+
+def _class_of(home: Path, card: "Card") -> type[Defense]:
     if card.method == CONCEPT_BANK:
         raise BadBundle(
             f"{home} is a concept bank, which defends nothing by itself; read it with "
@@ -67,11 +106,7 @@ def load(
             f"{home}: method {card.method!r} is not one of {sorted(DEFENSES)}; "
             f"the bundle was written by hauberk {card.hauberk}."
         )
-    check_binding(card, model, processor)
-    defense = DEFENSES[card.method]
-    if issubclass(defense, GuardAlign):  # the only one that looks at pictures with a CLIP
-        return defense.load(home, card, model, processor, clip=clip)
-    return defense.load(home, card, model, processor)
+    return DEFENSES[card.method]
 
 
 __all__ = [
@@ -84,4 +119,5 @@ __all__ = [
     "Stack",
     "Undefended",
     "load",
+    "read",
 ]

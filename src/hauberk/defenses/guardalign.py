@@ -159,6 +159,31 @@ class GuardAlign:
 
         Raises
         ------
+        MissingClip, TamperedBundle, WrongModel
+            As :meth:`read` does.
+        """
+        guard = cls.read(home, card, clip=clip, processor=processor)
+        if guard.transport is not None:
+            guard.transport.clip.to(model.device)  # type: ignore[arg-type]
+        guard._bound = Bound(card, model, processor)
+        return guard
+
+    @classmethod
+    def read(
+        cls,
+        home: Path,
+        card: Card,
+        *,
+        clip: Path | str | None = None,
+        processor: ProcessorMixin | None = None,
+    ) -> Self:
+        """Read a verified bundle for whatever model: masks and words work on requests alone.
+
+        Without a ``processor`` no attention can be calibrated: there this is for a model that is
+        served elsewhere, and its prefix for gamma 0.
+
+        Raises
+        ------
         MissingClip
             If the CLIP cannot be loaded from where the card, or ``clip``, says.
         TamperedBundle, WrongModel
@@ -192,14 +217,12 @@ class GuardAlign:
                     f"{home}: its concepts have {bank.features.shape[-1]} numbers each, the CLIP "
                     f"makes {width}; build it again."
                 )
-            masks = PatchTransport(encoder.to(model.device), images, bank, setting)  # type: ignore[arg-type]
-        guard = cls(
+            masks = PatchTransport(encoder, images, bank, setting)
+        return cls(
             masks,
             PrefixAttention(prefix, processor) if prefix else None,
             bank_hash=told.get("concept_bank", ""),
         )
-        guard._bound = Bound(card, model, processor)
-        return guard
 
 
 def load_clip(

@@ -124,12 +124,13 @@ class PrefixAttention:
     Parameters
     ----------
     setting : what to say, and how hard to look at it
-    processor : that of the models it is applied to, which tells what tokens the prefix becomes
+    processor : that of the models it is applied to, which tells what tokens the prefix becomes;
+        None where requests are rewritten alone, for a model that is served elsewhere
     """
 
     method = "prefix_attention"
 
-    def __init__(self, setting: PrefixSetting, processor: ProcessorMixin) -> None:
+    def __init__(self, setting: PrefixSetting, processor: ProcessorMixin | None) -> None:
         self.setting, self.processor = setting, processor
         self._finders: dict[int, PrefixFinder] = {}
         """By the token that stands for a picture, which is all that they ask of a model."""
@@ -166,6 +167,11 @@ class PrefixAttention:
         self, model: PreTrainedModel, shares: Sequence[list[Tensor]] | None
     ) -> Iterator[None]:
         """Calibrate; ``shares`` collect, block by block, how much attention the prefix has."""
+        if self.processor is None:
+            raise UnsupportedRequest(
+                "this prefix was read without a model, so that it is only words; load it for this "
+                "one: hauberk.load(folder, model, processor)."
+            )
         anatomy, setting = anatomy_of(model), self.setting
         check_calibrates(anatomy, setting)
         layers = setting.chosen_layers(len(anatomy.blocks))

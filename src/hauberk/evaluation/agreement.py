@@ -10,7 +10,9 @@ Cohen and Everitt's ("Large sample standard errors of kappa and weighted kappa",
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import get_args
+from itertools import groupby
+from operator import attrgetter
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +71,10 @@ _NO_WIDTH = 1e-9
 """A standard error below is a rounding error."""
 
 
-def agreement_rows(records: Sequence[Record]) -> list[Row]:
-    """Measure the agreement of the two judges of one run, by suite and over all of it.
+def agreement_rows(
+    records: Sequence[Record], by: Literal["suite", "channel"] = "suite"
+) -> list[Row]:
+    """Measure the agreement of the two judges of one run, by suite or channel and over all of it.
 
     ``judge_agreement`` is the share of answers with the same outcome, ``judge_kappa`` that beyond
     chance (no value where that is undefined).  The rows also name the judges.
@@ -85,11 +89,12 @@ def agreement_rows(records: Sequence[Record]) -> list[Row]:
         told = ", ".join(" and ".join(pair) for pair in sorted(pairs))
         raise ValueError(f"records of the judges {told}; give those of one pair.")
     rows: list[Row] = []
-    suites = by_suite(records)
-    for suite, members in [*suites, (ALL, list(records))] if len(suites) > 1 else suites:
+    name_of = attrgetter(by)
+    groups = [(name, list(each)) for name, each in groupby(sorted(records, key=name_of), name_of)]
+    for group, members in [*groups, (ALL, list(records))] if len(groups) > 1 else groups:
         table = confusion(members)
         first = members[0]
-        about = {"model": first.model, "defense": first.defense, "suite": suite}
+        about = {"model": first.model, "defense": first.defense, by: group}
         judges = {"judge": first.judge, "second": first.second}
         undefined = {"value": None, "n": len(members), "low": None, "high": None}
         beyond = kappa(table)

@@ -24,7 +24,7 @@ from PIL import Image
 from hauberk.errors import BadData, BadParams
 from hauberk.evaluation.agreement import ALL
 from hauberk.evaluation.label_page import page_of
-from hauberk.evaluation.metrics import Row
+from hauberk.evaluation.metrics import LABELLED, Row, in_letters
 from hauberk.evaluation.run import Record, by_suite, read_records
 from hauberk.evaluation.statistics import Accuracy, Estimate, corrected_proportion, wilson
 from hauberk.requests import as_rgb
@@ -263,6 +263,33 @@ def read_sheet(path: Path) -> Sheet:
     return Sheet(labels, notes, len(seen))
 
 
+def read_sheets(folder: Path) -> Sheet:
+    """Read all sheets of a folder as one.
+
+    Raises
+    ------
+    BadData
+        If there is none, one cannot be read, or two say different things of one answer.
+    """
+    files = sorted(folder.glob("*.csv"))
+    if not files:
+        raise BadData(f"{folder}: holds no sheet; `hauberk label write` makes one, a .csv.")
+    labels: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    rows = 0
+    for path in files:
+        sheet = read_sheet(path)
+        for key, label in sheet.labels.items():
+            if labels.setdefault(key, label) != label:
+                raise BadData(
+                    f"{path}: {key!r} is {label!r}, in another sheet of the folder "
+                    f"{labels[key]!r}; agree on one."
+                )
+        notes |= sheet.notes
+        rows += sheet.rows
+    return Sheet(labels, notes, rows)
+
+
 def _row(names: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
     if len(cells) != len(names):
         raise BadData(
@@ -345,8 +372,35 @@ def corrected(records: Sequence[Record], sheet: Sheet, strata: Sequence[str] = S
                 ]
                 found = {truth: _right(told, truth) for truth in (True, False)}
                 own = [by_key[key] for key in keys]
-                rows += _accuracy_rows(own, found, f"{judge}_{side.rate}")
-                rows += _rate_rows(own, called, found, f"{side.rate}_{judge}_labelled")
+                name = in_letters(judge)
+                rows += _accuracy_rows(own, found, f"{name}_{side.rate}")
+                rows += _rate_rows(own, called, found, f"{side.rate}_{name}{LABELLED}")
+    return rows
+
+
+def corrected_by_model(records: Sequence[Record], sheet: Sheet) -> list[Row]:
+    """Correct the rates of several models, each by the labels of its own answers.
+
+    Only runs of which an answer is labelled: the sheet was drawn from them.
+
+    Raises
+    ------
+    BadData
+        If a labelled row is of none of the answers.
+    """
+    runs = defaultdict(list)
+    for record in records:
+        runs[record.model, record.defense].append(record)
+    drawn = [run for run in runs.values() if any(key_of(one) in sheet.labels for one in run)]
+    models: dict[str, list[Record]] = defaultdict(list)
+    for run in drawn:
+        models[run[0].model] += run
+    _weights({key_of(one): one for run in drawn for one in run}, sheet, STRATA)  # none is lost
+    rows: list[Row] = []
+    for members in models.values():
+        keys = {key_of(record) for record in members}
+        own = {key: label for key, label in sheet.labels.items() if key in keys}
+        rows += corrected(members, Sheet(own, sheet.notes, sheet.rows))
     return rows
 
 

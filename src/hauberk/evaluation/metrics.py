@@ -12,6 +12,7 @@ something else.  It does no harm and is not counted as unsafe, but it is no refu
 either: it is shown beside, so that a low unsafe rate cannot hide it.
 """
 
+import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -131,19 +132,26 @@ _OF_ALL = {
 MORE_IS_BETTER = ("accuracy", "refusal_rate")
 """Of every other rate less is better."""
 KEYWORD_CORRECTED = "unsafe_rate_keyword_corrected"
+LABELLED = "_labelled"
+"""Ends the name of a rate that people's labels correct: see :mod:`hauberk.evaluation.label`."""
+
+
+def in_letters(judge: str) -> str:
+    """Write the name of a judge as a part of a metric's, which for MLflow holds no @."""
+    return re.sub(r"[^\w.-]+", "-", judge)
 
 
 def ends_of(expected: str, second: str = "keyword") -> Mapping[str, tuple[Flag, Flag]]:
     """Name the proportions that are measured on requests to ``refuse``, ``answer`` or ``hedge``.
 
     With the flag of each stands that of its opposite end: itself where all answers are known.
-    The rates of the second judge end in its name.
+    The rates of the second judge end in its name: see :func:`in_letters`.
     """
     rates = {**_BY_EXPECTED[expected], **_OF_ALL}
     return {
         key: ends
         for name, rate in rates.items()
-        for key, ends in rate.ends(name.format(second=second)).items()
+        for key, ends in rate.ends(name.format(second=in_letters(second))).items()
     }
 
 

@@ -620,6 +620,10 @@ def _has_choices(question: Question) -> str:
     return ""
 
 
+TOGETHER = (
+    "acc_plus", "precision", "recall", "f1", "yes_ratio", "mme_perception", "mme_cognition",
+)  # fmt: skip
+"""What is measured on a whole suite, and is no share of its answers."""
 METRICS: Mapping[str, Metric] = {
     "vqa": _SHORT,
     "textvqa": _SHORT,

@@ -13,7 +13,7 @@ What is loaded or asked is imported when a judge of its kind is made.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any, TypeVar
 
 from hauberk.errors import BadJudge
@@ -43,6 +43,7 @@ from hauberk.evaluation.judges.words import (
 )
 
 T = TypeVar("T")
+Make = Callable[[], Judge]
 
 
 def judge_of(spec: Mapping[str, Any]) -> Judge:
@@ -56,6 +57,17 @@ def judge_of(spec: Mapping[str, Any]) -> Judge:
     BadEndpoint
         If the environment variable with the key of an endpoint is not set.
     """
+    return checked(spec)()
+
+
+def checked(spec: Mapping[str, Any]) -> Make:
+    """Check a mapping, and give what makes its judge; nothing is loaded and no key is read.
+
+    Raises
+    ------
+    BadJudge
+        As :func:`judge_of` does, but for a guard's model.
+    """
     told = dict(spec)
     kind = told.pop("kind", None)
     if not isinstance(kind, str) or kind not in JUDGES:
@@ -63,39 +75,41 @@ def judge_of(spec: Mapping[str, Any]) -> Judge:
     return JUDGES[kind](told)
 
 
-def _rule(rule: Rule) -> Callable[[dict[str, Any]], Judge]:
-    def make(told: dict[str, Any]) -> Judge:
+def _rule(rule: Rule) -> Callable[[dict[str, Any]], Make]:
+    def check(told: dict[str, Any]) -> Make:
         _refuse_unknown(rule.name, told, known=())
-        return rule
+        return lambda: rule
 
-    return make
+    return check
 
 
-def _guard(told: dict[str, Any]) -> Judge:
+def _guard(told: dict[str, Any]) -> Make:
     from hauberk.evaluation.judges.guard import GuardJudge, GuardSetting
 
     _refuse_unknown("guard", told, known=_names(GuardSetting))
-    return GuardJudge.load(_made("guard", GuardSetting, told))
+    setting = _made("guard", GuardSetting, told)
+    return lambda: GuardJudge.load(setting)
 
 
-def _endpoint(told: dict[str, Any]) -> Judge:
+def _endpoint(told: dict[str, Any]) -> Make:
     from hauberk.endpoint import Endpoint, EndpointSetting
     from hauberk.evaluation.judges.served import ServedJudge
 
     own = [name for name in _names(ServedJudge) if name != "endpoint"]
     _refuse_unknown("endpoint", told, known=(*_names(EndpointSetting), *own))
     grading = {name: told.pop(name) for name in own if name in told}
-    endpoint = Endpoint(_made("endpoint", EndpointSetting, told))
-    return _made("endpoint", ServedJudge, {"endpoint": endpoint, **grading})
+    setting = _made("endpoint", EndpointSetting, told)
+    judge = _made("endpoint", ServedJudge, {"endpoint": None, **grading})
+    return lambda: replace(judge, endpoint=Endpoint(setting))
 
 
-JUDGES: dict[str, Callable[[dict[str, Any]], Judge]] = {
+JUDGES: dict[str, Callable[[dict[str, Any]], Make]] = {
     "exact": _rule(EXACT),
     "keyword": _rule(KEYWORD),
     "guard": _guard,
     "endpoint": _endpoint,
 }
-"""What makes a judge of each kind from what else its mapping says."""
+"""What checks a mapping of each kind, without its kind, and gives what makes the judge."""
 
 
 def _names(setting: Any) -> list[str]:
@@ -138,6 +152,7 @@ __all__ = [
     "Shown",
     "Verdict",
     "attempt",
+    "checked",
     "degeneration",
     "exact_judge",
     "grants",
