@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from hauberk.bundle import CARD, Card, _canonical, binding_of, check_binding, read_card
 from hauberk.defenses.safety_prompt import FRAME, Geometry, SafetyPrompt
-from hauberk.errors import BadRequest, TamperedBundle, WrongModel
+from hauberk.errors import BadRequest, TamperedBundle, UnsupportedRequest, WrongModel
 from hauberk.files import file_hash
 from hauberk.requests import Request, encode, respond
 
@@ -490,3 +490,31 @@ def test_a_frame_that_is_no_png_by_its_content_is_never_opened(tmp_path, tiny, m
     wrong = Card("davsp", card.binding, told | {"prefix": 5}, [])
     with pytest.raises(TamperedBundle, match="prefix 5 is no text"):
         SafetyPrompt.read(tmp_path, wrong)
+
+
+# --- pictures that it was never shown ---------------------------------------------------------
+
+
+def test_a_model_that_reads_a_picture_which_was_never_framed_is_stopped(tiny):
+    request = Request("what is this ?", (Image.new("RGB", (96, 96), "red"),))
+    defense = SafetyPrompt(frame_of(), GEOMETRY)
+    inputs = encode(tiny.processor, [request])
+    alone = encode(tiny.processor, [replace(request, images=())])
+    before = tiny.model(**inputs).logits
+    with defense.applied(tiny.model):
+        tiny.model(**alone)
+        with pytest.raises(UnsupportedRequest, match=r"DAVSP.*hauberk\.respond"):
+            tiny.model.generate(**inputs, max_new_tokens=1)
+        tiny.model(**encode(tiny.processor, [defense.rewrite(request)]))
+    assert torch.equal(tiny.model(**inputs).logits, before)
+
+
+@pytest.mark.parametrize("given", [Image.new("RGB", (2, 2)), "picture.png", ["picture.png"]])
+def test_a_request_says_how_pictures_are_given(given):
+    with pytest.raises(TypeError, match=r"PIL\.Image\.open"):
+        Request("what is this ?", given)
+
+
+def test_one_request_is_no_list_of_them(tiny):
+    with pytest.raises(TypeError, match=r"give a list: \[request\]"):
+        respond(tiny.model, tiny.processor, Request("what is this ?"))

@@ -8,6 +8,10 @@ from transformers import PreTrainedModel
 
 from hauberk.errors import UnsupportedRequest
 
+_PICTURES = ("pixel_values", "mm_encoder_outputs")
+"""Arguments of a model that hold pictures: as the processor gives them, or, where `generate` lets the
+vision tower look first, as that saw them."""
+
 
 class Unseen:
     """Keeps such a defense from standing by while a model reads what it did not work on.
@@ -35,7 +39,7 @@ class Unseen:
         """
 
         def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-            if kwargs.get("pixel_values") is not None and not self.shown:
+            if not self.shown and any(kwargs.get(name) is not None for name in _PICTURES):
                 raise UnsupportedRequest(
                     f"{self.who} works on requests before the processor and was shown none, so "
                     "that this picture is not defended; ask with hauberk.respond(model, processor, "
