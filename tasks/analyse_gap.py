@@ -62,7 +62,7 @@ def run(params: Params, model_name: str) -> Path:
     document = {
         **_answers(evaluation / "responses.jsonl"),
         **measured,
-        "demands": _demands(Path(params.models[model_name].path)),
+        "demands": _demands(params.folder_of(model_name)),
         "layers": measured["layers"] + _alignment(model, processor, captioned, params.seed),
     }
     card = {
