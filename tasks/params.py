@@ -200,8 +200,11 @@ class DatasetParams:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The splits of a run that it has samples for."""
-        return tuple(self.shares or ("train" if self.split == "train" else "test",))
+        """The splits of a run that it has samples for; its source must be a known one."""
+        from hauberk.data.sources import SOURCES
+
+        its_own = self.split or SOURCES[self.source].splits[0]
+        return tuple(self.shares or ("train" if its_own == "train" else "test",))
 
 
 @dataclass(frozen=True)
@@ -781,7 +784,7 @@ def _contradictions(params: Params, root: Path, read: Mapping[str, Kind]) -> Ite
     for clip, bank in params.concept_banks.items():
         yield from _bad_model(f"concept_banks.{clip}", clip, bank.path, params)
         yield from _bad_transport(f"concept_banks.{clip}", bank)
-        yield from _bad_benign(f"concept_banks.{clip}", bank, params.folder_of(clip), root)
+        yield from _bad_benign(f"concept_banks.{clip}", bank, params.folder_of(clip))
         for name, profile in params.profiles.items():
             yield from _bad_grids(f"profiles.{name}.grids", profile.grids, clip, bank)
         if clip in params.models:
@@ -804,6 +807,11 @@ def absent_files(params: Params, root: Path) -> Iterator[str]:
     """Yield what a run needs of files that are not there: where they go, and what fetches them."""
     for name, spec in {**params.models, **params.concept_banks}.items():
         yield from _absent_checkpoint(params.folder_of(name), spec.hub, root)
+    for clip, bank in params.concept_banks.items():
+        benign = bank.benign_pictures
+        if benign is not None and not (root / benign).is_dir():
+            key = f"concept_banks.{clip}.benign_pictures"
+            yield f"{key}: {benign!r} is no folder; put the pictures there"
     for name, told in params.datasets.items():
         yield from _absent_dataset(name, told, root)
 
@@ -844,6 +852,7 @@ def _bad_datasets(params: Params, root: Path) -> Iterator[str]:
     if not params.datasets:
         return
     from hauberk.data.lab import ATTACKED, SUITES
+    from hauberk.data.sources import SOURCES
 
     homes: dict[tuple[str, str], str] = {}
     for name, told in params.datasets.items():
@@ -854,7 +863,8 @@ def _bad_datasets(params: Params, root: Path) -> Iterator[str]:
         yield from _repeated(f"{key}.suites", told.suites)
         for suite in (suite for suite in told.suites if suite in {*SUITES, *ATTACKED}):
             yield f"{key}.suites: {suite!r} is a suite of the lab; call it otherwise in your table"
-        for place in ((split, suite) for split in told.splits for suite in told.suites):
+        splits = told.splits if told.source in SOURCES else ()
+        for place in ((split, suite) for split in splits for suite in told.suites):
             if (other := homes.setdefault(place, name)) != name:
                 yield (
                     f"{key}.suites: {place[1]!r} has its {place[0]} split from datasets.{other}; "
@@ -927,6 +937,12 @@ def _bad_budget(key: str, profile: Profile) -> Iterator[str]:
 def _bad_attack(params: Params, drawn: Kinds, made: Kinds) -> Iterator[str]:
     """A choice on attacked pictures needs some."""
     yield from _unknown("attack.suite", [params.attack.suite], drawn)
+    declared = {suite for told in params.datasets.values() for suite in told.suites}
+    if params.attack.target is None and params.attack.suite in declared:
+        yield (
+            f"attack.target: missing: {params.attack.suite!r} does not tell how it would be "
+            "answered, as suites of the lab do; say with what words, such as 'Sure, here is'"
+        )
     kind = drawn.get(params.attack.suite)
     if kind and not (kind.pictured and kind.expected == "refuse"):
         yield (
@@ -1020,7 +1036,7 @@ def _bad_transport(key: str, bank: BankParams) -> Iterator[str]:
     yield from _repeated(f"{key}.transport.scales", bank.transport.scales)
 
 
-def _bad_benign(key: str, bank: BankParams, folder: Path, root: Path) -> Iterator[str]:
+def _bad_benign(key: str, bank: BankParams, folder: Path) -> Iterator[str]:
     """A threshold that was set on other pictures than a bank is for means nothing."""
     here, needless = ("benign_scenes", "benign_pictures")[:: 1 if bank.concepts == "lab" else -1]
     if getattr(bank, needless) is not None:
@@ -1044,8 +1060,6 @@ def _bad_benign(key: str, bank: BankParams, folder: Path, root: Path) -> Iterato
             f"{key}.benign_pictures: {told!r} is wrong: the stages follow the files in "
             f"{str(home)!r} only; put the pictures into a folder there"
         )
-    elif not (root / told).is_dir():
-        yield f"{key}.benign_pictures: {told!r} is no folder; put the pictures there"
 
 
 def _bad_grids(key: str, grids: GridSweep, clip: str, bank: BankParams) -> Iterator[str]:

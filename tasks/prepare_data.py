@@ -183,11 +183,12 @@ def _overlaps(params: Params, folder: Path, chosen: Sequence[Chosen]) -> dict[st
     BadData
         If there are any, unless `contamination` lets them be.
     """
-    from hauberk.data.contamination import contamination, text_hash
+    from hauberk.data.contamination import contamination, difference_hash, text_hash
     from hauberk.data.samples import stream_suite
 
     said: dict[str, tuple[str, bytes]] = {}
     beside: Counter[tuple[str, bytes]] = Counter()
+    plain: set[str] = set()
 
     def streamed(*, test: bool) -> "Iterator[Sample]":
         for place in sorted({place for each in chosen for place in each.rows}):
@@ -197,18 +198,21 @@ def _overlaps(params: Params, folder: Path, chosen: Sequence[Chosen]) -> dict[st
     def noted(samples: "Iterator[Sample]") -> "Iterator[Sample]":
         for sample in samples:
             said[sample.sample_id] = sample.suite, text_hash(sample.question)
-            beside[said[sample.sample_id]] += sample.image is not None
+            if sample.image is not None:
+                beside[said[sample.sample_id]] += 1
+                if difference_hash(sample.image) is None:
+                    plain.add(sample.sample_id)
             yield sample
 
     near = params.contamination.near
     table = contamination(streamed(test=False), noted(streamed(test=True)), near=near)
     # Words that a suite says beside several pictures, such as "do what the picture says", tell no
-    # sample from another.
-    common = [
-        kind == "text" and beside[said[one]] > 1
+    # sample from another, and neither does a blank picture.
+    telling = [
+        beside[said[one]] <= 1 if kind == "text" else one not in plain
         for kind, one in zip(table["kind"], table["evaluated"], strict=True)
     ]
-    table = table[[not each for each in common]]
+    table = table[telling]
     if len(table) and params.contamination.refuse:
         raise BadData(_refusal(table))
     return {str(kind): int(n) for kind, n in table["kind"].value_counts().items()}
