@@ -36,8 +36,8 @@ from tasks import (
 from tasks.locate_safety_layers import _apart
 from tasks.params import load_params
 from tasks.suites import wanted
-from tests.data.layouts import embedded, picture
 from tests.data.layouts import _parquet as write_parquet
+from tests.data.layouts import embedded, picture
 from tests.families import parts_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,7 +52,7 @@ SMALL = {
     "detection": 6,
     "grids": {"sides": [2], "pictures": 8},
     "parts": 2,
-    "frame": {"samples": 3, "steps": 2, "batch": 2, "validated": 2, "attacked": 1},
+    "frame": {"samples": 3, "steps": 2, "batch": 2, "validated": 2, "attacked": 1, "joint_steps": 0},
     "projector": {"samples": 3, "steps": 2, "validated": 2, "variants": ["tga_control"]},
     "layers": 3,
 }  # fmt: skip
@@ -268,7 +268,7 @@ def test_an_attack_on_a_data_set_needs_the_words_to_aim_at(project):
     told = yaml.safe_load((project / "params.yaml").read_text())["attack"]
     with (
         changed(project, attack=told | {"target": None}),
-        pytest.raises(BadParams, match="attack.target: missing.*'Sure, here is'"),
+        pytest.raises(BadParams, match=r"attack.target: missing.*'Sure, here is'"),
     ):
         load_params()
 

@@ -58,17 +58,13 @@ def draw(document: Row, points: Sequence[Row]) -> dict[str, str]:
 
 def shown_rates(document: Row) -> list[tuple[str, int, Row]]:
     """Give every rate in words, the place of its look, and the rate: those of the lab first."""
-    found = {(row["suite"], row["metric"]): row for row in document["rates"]}
+    found = {(row["suite"], row["metric"]): row for row in document["rates"] if row["n"]}
     of_data = {
         (suite, metric): (f"{_METRICS[metric][0]} on {suite}", _METRICS[metric][1])
         for suite, metric in found
         if (suite, metric) not in RATES
     }
-    return [
-        (*how, found[key])
-        for key, how in (RATES | of_data).items()
-        if key in found and found[key]["n"]
-    ]
+    return [(*how, found[key]) for key, how in (RATES | of_data).items() if key in found]
 
 
 def shown_blocks(document: Row) -> list[int]:
