@@ -19,7 +19,7 @@ from tasks.stage import BANK, clip_folder, load_clip, main, read_json, write_jso
 
 _EXAMPLES = ("image_clutter", "image", "sd_typo", "typographic")
 """Suites of which pictures are shown, two of each: the first ones, so that nobody chose them."""
-NOT_MEASURED = "needs pictures whose unsafe places are known, which the lab's alone are"
+NOT_MEASURED = "needs pictures whose unsafe places are known, as in the lab"
 
 
 def run(params: Params, clip_name: str) -> Path:
