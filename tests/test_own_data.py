@@ -52,7 +52,7 @@ SMALL = {
     "detection": 6,
     "grids": {"sides": [2], "pictures": 8},
     "parts": 2,
-    "frame": {"samples": 3, "steps": 2, "batch": 2, "validated": 2, "attacked": 1, "joint_steps": 0},
+    "frame": {"samples": 3, "steps": 2, "batch": 2, "validated": 2, "attacked": 1},
     "projector": {"samples": 3, "steps": 2, "validated": 2, "variants": ["tga_control"]},
     "layers": 3,
 }  # fmt: skip
