@@ -35,6 +35,7 @@ from tasks import (
 )
 from tasks.locate_safety_layers import _apart
 from tasks.params import load_params
+from tasks.stage import load_model
 from tasks.suites import wanted
 from tests.data.layouts import _parquet as write_parquet
 from tests.data.layouts import embedded, picture
@@ -271,6 +272,24 @@ def test_an_attack_on_a_data_set_needs_the_words_to_aim_at(project):
         pytest.raises(BadParams, match=r"attack.target: missing.*'Sure, here is'"),
     ):
         load_params()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"quantization": "4bit"}, "models.llava-7b: quantization '4bit' needs"),
+        ({"device_map": "gpu"}, "models.llava-7b: device_map 'gpu' is unknown"),
+    ],
+)
+def test_how_a_model_is_loaded_is_said_in_its_section(project, spec, says):
+    with changed(project, models={"llava-7b": {"attn_implementation": "eager"}}):
+        model, _ = load_model(load_params(), "llava-7b")
+        assert model.config._attn_implementation == "eager"
+    with (
+        changed(project, models={"llava-7b": spec}),
+        pytest.raises(BadParams, match=re.escape(says)),
+    ):
+        load_model(load_params(), "llava-7b")
 
 
 # --- what is refused when data are read -------------------------------------------------------
