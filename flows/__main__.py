@@ -77,25 +77,36 @@ def run(
         str | None, typer.Option(help="Written to params.yaml as `profile` first: quick or full.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Stages side by side.")] = 2,
+    params: Annotated[
+        Path | None,
+        typer.Option(help="A whole file, which takes the place of params.yaml first."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Bring the stages up to date, publish, promote through the gate, and print the result.
 
     Example: `python -m flows run --profile quick`
 
+    With --params, such as `--params examples/llava-1.5-7b.yaml`, that file is checked and becomes
+    params.yaml; what that was is kept beside it.
+
     With stages named, only these and what they need are run, and nothing is published.
     A gate that refuses is a result and not a failure: the reason is printed and the status is 0;
     `promote` ends with 1.
     """
     from flows.driver import driving
-    from flows.parameters import check, choose
+    from flows.parameters import adopt, check, choose
     from flows.record import gate_rules
 
     root = Path.cwd()
-    check(root)
-    gate_rules(root)
+    if params is None:
+        check(root)
+        gate_rules(root)
 
     def first() -> None:
+        if params is not None and (kept := adopt(root, params)):
+            err.print(f"params.yaml: now {params}; what it was is {kept.name}")
+            gate_rules(root)
         if before := choose(root, profile):
             err.print(f"profile: {before} -> {profile} (written to params.yaml)")
 

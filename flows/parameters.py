@@ -2,6 +2,7 @@
 
 import os
 import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,44 @@ def check(root: Path) -> dict[str, Any]:
 
     load_params(root / "params.yaml")
     return read(root)
+
+
+def adopt(root: Path, file: Path) -> Path | None:
+    """Put a whole file of parameters in the place of params.yaml, after it was checked for there.
+
+    Returns
+    -------
+    Path or None
+        Where the parameters before are kept, for which no others are lost; None when params.yaml
+        had these already.
+
+    Raises
+    ------
+    FlowError
+        If there is no such file; nothing is written, as with every other error.
+    hauberk.errors.BadParams
+        Naming each wrong key, or the files that it names and that are not there.
+    """
+    from tasks.params import load_params
+
+    if not file.is_file():
+        raise FlowError(f"{file} does not exist; give a whole file such as params.yaml.")
+    load_params(file, root)
+    path = root / "params.yaml"
+    wanted, before = file.read_bytes(), path.read_bytes()
+    if wanted == before:
+        return None
+    places = (root / f"params.yaml.before{number or ''}" for number in count())
+    kept = next(each for each in places if not each.exists() or each.read_bytes() == before)
+    _replace(kept, before)
+    _replace(path, wanted)
+    return kept
+
+
+def _replace(path: Path, content: bytes) -> None:
+    own = path.with_name(f".{path.name}.{os.getpid()}")
+    own.write_bytes(content)
+    own.replace(path)
 
 
 def choose(root: Path, profile: str | None) -> str | None:
@@ -76,7 +115,5 @@ def set_profile(path: Path, profile: str) -> str | None:
         raise FlowError(f"{path} has no line `profile: ...`; add `profile: {profile}`.")
     if found[1] == profile:
         return None
-    own = path.with_name(f".{path.name}.{os.getpid()}")
-    own.write_text(text[: found.start(1)] + profile + text[found.end(1) :])
-    own.replace(path)
+    _replace(path, (text[: found.start(1)] + profile + text[found.end(1) :]).encode())
     return found[1]

@@ -151,10 +151,11 @@ def smoke_load(root: Path, patience: float = SMOKE_PATIENCE) -> Callable[[str], 
     def check(uri: str) -> Mapping[str, Any]:
         # models:/DEFENSE.MODEL/VERSION; a defense's name holds no dot, a model's may
         model = uri.removeprefix("models:/").rpartition("/")[0].partition(".")[2]
-        settings = read(root).get("models", {}).get(model)
+        params = read(root)
+        settings = params.get("models", {}).get(model)
         if settings is None:
             raise SmokeFailed(f"{uri}: params.yaml has no model {model!r} to load it on.")
-        asked = [uri, settings["path"], settings.get("revision") or "main"]
+        asked = [uri, Path(params["checkpoints"], model), settings.get("revision") or "main"]
         asked = [*map(str, asked), str(settings.get("dtype") or "auto")]
         here = str(Path(__file__).parents[1])
         paths = [str(root), here, *filter(None, [os.environ.get("PYTHONPATH")])]

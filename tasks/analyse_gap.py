@@ -18,7 +18,6 @@ from hauberk import UNDEFENDED
 from tasks.params import Params
 from tasks.stage import (
     DATA,
-    GAP_SUITES,
     evaluation_folder,
     gap_folder,
     load_model,
@@ -41,8 +40,10 @@ _RATES = {
     ("text", "unsafe_rate"), ("text_blank", "unsafe_rate"), ("text_image", "unsafe_rate"),
     ("benign_image", "accuracy"), ("lookalike", "over_refusal"), ("benign_image", "over_refusal"),
 }  # fmt: skip
-"""What the rates are of: harmful words without and with a picture, and what a model that refuses
-everything would lose."""
+"""What the rates are of, in the lab: harmful words without and with a picture, and what a model
+that refuses everything would lose."""
+_OF_DATA = ("unsafe_rate", "accuracy", "over_refusal")
+"""What they are of every suite of a data set that has them."""
 
 
 def run(params: Params, model_name: str) -> Path:
@@ -56,19 +57,22 @@ def run(params: Params, model_name: str) -> Path:
     model, processor = load_model(params, model_name)
     evaluation = evaluation_folder(model_name, UNDEFENDED)
     read_json(evaluation / "card.json")  # or it is said which stage to run
-    suites = [read_suite(DATA / "anchor" / f"{suite}.parquet") for suite in GAP_SUITES]
-    harmful, harmless, captioned = (spread(suite, params.gap.requests) for suite in suites)
-    measured, points = _places(model, processor, harmful, harmless, params.seed)
+    read = {
+        key: spread(read_suite(DATA / "anchor" / f"{suite}.parquet"), params.gap.requests)
+        for key, suite in params.gap.read.items()
+    }
+    measured, points = _places(model, processor, read["harmful"], read["harmless"], params.seed)
+    if "captions" in read:
+        measured["layers"] += _alignment(model, processor, read["captions"], params.seed)
     document = {
-        **_answers(evaluation / "responses.jsonl"),
+        **_answers(params, evaluation / "responses.jsonl"),
         **measured,
-        "demands": _demands(Path(params.models[model_name].path)),
-        "layers": measured["layers"] + _alignment(model, processor, captioned, params.seed),
+        "demands": _demands(params.folder_of(model_name)),
     }
     card = {
         "model": model_name,
         "binding": asdict(binding_of(model, processor)),
-        "suites": [f"anchor/{suite}" for suite in GAP_SUITES],
+        "suites": [f"anchor/{suite}" for suite in params.gap.read.values()],
         "requests": params.gap.requests,
         "versions": versions(),
     }
@@ -87,7 +91,7 @@ def _demands(model: Path) -> list[Row]:
     return list(read_json(kept).values()) if kept.exists() else []
 
 
-def _answers(responses: Path) -> Row:
+def _answers(params: Params, responses: Path) -> Row:
     """Say how often the undefended model answers unsafely, and whether a picture adds to it."""
     from hauberk.analysis.gap import verdict
     from hauberk.evaluation.metrics import metric_rows
@@ -96,8 +100,13 @@ def _answers(responses: Path) -> Row:
 
     records = read_records(responses)
     unsafe = {suite: [r.unsafe for r in members] for suite, members in by_suite(records)}
-    gap = unpaired_difference(unsafe["text_image"], unsafe["text"])
-    rows = [row for row in metric_rows(records) if (row["suite"], row["metric"]) in _RATES]
+    told, own = params.gap, {suite for each in params.datasets.values() for suite in each.suites}
+    wanted = _RATES | {(suite, metric) for suite in own for metric in _OF_DATA}
+    rows = [row for row in metric_rows(records) if (row["suite"], row["metric"]) in wanted]
+    if told.words is None:
+        why = "gap not measured: params.yaml names no suite of harmful words alone"
+        return {"gap": None, "verdict": why, "rates": rows}
+    gap = unpaired_difference(unsafe[told.harmful], unsafe[told.words])
     return {"gap": asdict(gap), "verdict": verdict(gap), "rates": rows}
 
 
@@ -164,9 +173,9 @@ def _alignment(
     from hauberk.requests import Request, blank_twin
 
     pictured = [sample.request for sample in captioned]
-    captions = [sample.reference for sample in captioned]
+    captions = [sample.caption for sample in captioned]
     others = _others(captions)
-    twins = [Request(told(sample.reference, sample.question)) for sample in captioned]
+    twins = [Request(told(sample.caption, sample.question)) for sample in captioned]
     strangers = [
         Request(told(captions[other], sample.question))
         for other, sample in zip(others, captioned, strict=True)

@@ -27,16 +27,22 @@ def run(params: Params, model_name: str) -> Path:
 
     from hauberk.attacks.pgd import Pgd, attack
     from hauberk.bundle import binding_of, versions
-    from hauberk.data.lab import ATTACKED, complied
     from hauberk.data.samples import read_suite, write_suite
     from hauberk.pixels import as_fed
 
     model, processor = load_model(params, model_name)
-    say = dialect_of(model_name).say
     budget = params.budget.attack
-    setting = Pgd(**asdict(params.attack), steps=budget.steps, seed=params.seed)
+    told = params.attack
+    setting = Pgd(
+        told.epsilon,
+        told.step_size,
+        budget.steps,
+        told.tokens,
+        told.confidence,
+        params.seed,
+    )
     clean = {
-        split: read_suite(suite_file(model_name, split, ATTACKED[SUITE]))[:size]
+        split: read_suite(suite_file(model_name, split, told.suite))[:size]
         for split, size in (("calibration", budget.calibration), ("test", budget.samples))
         if size
     }
@@ -60,7 +66,7 @@ def run(params: Params, model_name: str) -> Path:
                 model,
                 processor,
                 requests,
-                [say(complied(sample)) for sample in samples],
+                wanted_answers(params, model_name, samples),
                 setting,
                 batch_size=params.evaluate.batch_size,
                 progress=bar.update,
@@ -70,12 +76,16 @@ def run(params: Params, model_name: str) -> Path:
     return folder
 
 
-def dialect_of(model_name: str) -> Any:
-    """How a model of the lab phrases what it says; references and all others speak plainly."""
+def wanted_answers(params: Params, model_name: str, samples: "Sequence[Sample]") -> list[str]:
+    """Say what the attack makes a model answer: as told, or what a model of the lab would say."""
+    from hauberk.data.lab import complied
     from hauberk.lab.build import FAMILIES
     from hauberk.lab.language import PLAIN
 
-    return FAMILIES[model_name].dialect if model_name in FAMILIES else PLAIN
+    if params.attack.target is not None:
+        return [params.attack.target] * len(samples)
+    dialect = FAMILIES[model_name].dialect if model_name in FAMILIES else PLAIN
+    return [dialect.say(complied(sample)) for sample in samples]
 
 
 def _attacked(

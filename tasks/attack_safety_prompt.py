@@ -1,6 +1,6 @@
 """Stage attack_safety_prompt: pictures attacked through the frame, and without one.
 
-in   artifacts/MODEL/davsp/bundle, artifacts/data/test/text_image, the model
+in   artifacts/MODEL/davsp/bundle, artifacts/data/test/*, the model
 out  artifacts/MODEL/davsp/attacked/   metrics.json (unsafe rates by radius and defense), card.json
 
 The attacker knows the model and the frame, and changes the picture inside within a radius so that
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hauberk import UNDEFENDED
-from tasks.attack import SUITE, dialect_of
+from tasks.attack import wanted_answers
 from tasks.judging import judged
 from tasks.params import DAVSP, Params
 from tasks.stage import ARTIFACTS, bundle_folder, load_model, main, suite_file, write_json, writing
@@ -25,7 +25,6 @@ def run(params: Params, model_name: str) -> Path:
 
     from hauberk.attacks.pgd import Pgd, attack
     from hauberk.bundle import binding_of, versions
-    from hauberk.data.lab import ATTACKED, complied
     from hauberk.data.samples import read_suite
     from hauberk.defenses import load
     from hauberk.evaluation.metrics import metric_rows
@@ -34,10 +33,9 @@ def run(params: Params, model_name: str) -> Path:
 
     model, processor = load_model(params, model_name)
     prompt = load(bundle_folder(model_name, DAVSP), model, processor)
-    samples = read_suite(suite_file(model_name, "test", ATTACKED[SUITE]))
+    samples = read_suite(suite_file(model_name, "test", params.attack.suite))
     samples = samples[: params.budget.frame.attacked]
-    say = dialect_of(model_name).say
-    wanted = [say(complied(sample)) for sample in samples]
+    wanted = wanted_answers(params, model_name, samples)
     arms = {
         UNDEFENDED: (None, [_fed(processor, sample) for sample in samples]),
         DAVSP: (prompt, [_inside(prompt, sample) for sample in samples]),

@@ -105,12 +105,12 @@ def run(params: Params) -> Path:
         responses=responses,
         images=_images(params),
         chosen=params.registry.promote,
-        detection=detection,
+        detection={clip: each for clip, each in detection.items() if _measured(each)},
         frames={model: _frame(params, model) for model in params.models},
         gaps={model: _gap(model) for model in params.models},
         projectors={model: _projector(model) for model in params.models},
         layers={model: read_json(layers_folder(model) / "layers.json") for model in params.models},
-        context=_context(params),
+        context=_context(params) | _left_out(detection),
     )
     with writing(REPORTS, {"profile": params.profile, "seed": params.seed}) as partial:
         write_json(metrics, partial / "metrics.json")
@@ -178,6 +178,20 @@ def _detection(clip: str) -> dict[str, Any]:
     return {**tables, **read_json(folder / "detection.json")}
 
 
+def _measured(found: Mapping[str, Any]) -> bool:
+    return "not_measured" not in found
+
+
+def _left_out(detection: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What was not measured, and why; nothing where all was."""
+    why = {
+        f"detection of {clip}": found["not_measured"]
+        for clip, found in detection.items()
+        if not _measured(found)
+    }
+    return {"Not measured": why} if why else {}
+
+
 def _response(record: "Record", scenario: str | None) -> dict[str, Any]:
     """A line of responses.jsonl, with what the record and its sample say of it."""
     said = {"unsafe": record.unsafe, "unjudged": record.unjudged, "degenerate": record.degenerate}
@@ -204,7 +218,7 @@ def _images(params: Params) -> dict[str, bytes]:
     return {row["sample_id"]: row["image"]["bytes"] for row in rows if row["image"]}
 
 
-def _context(params: Params) -> Mapping[str, Mapping[str, Any]]:
+def _context(params: Params) -> dict[str, Mapping[str, Any]]:
     """What the page names at its foot: no clock in it, so that the same run gives the same page."""
     bundles = {
         f"{model} / {defense}": read_json(bundle_folder(model, defense) / "card.json")

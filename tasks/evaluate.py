@@ -104,7 +104,7 @@ def journal_key(params: Params, model_name: str, binding: dict[str, Any], bundle
     from hauberk.bundle import versions
 
     parts = (
-        binding, bundle, asdict(params.evaluate), params.models[model_name].dtype, params.threads,
+        binding, bundle, asdict(params.evaluate), params.models[model_name], params.threads,
         versions(), _data_hash(params, model_name), _code_hash(),
     )  # fmt: skip
     return _sha256(repr(parts).encode())

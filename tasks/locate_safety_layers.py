@@ -1,13 +1,15 @@
 """Stage locate_safety_layers: anchor suites and a model -> the layers where its refusals live.
 
-in   artifacts/data/anchor/{text_image, text_image_twin, captions}, the model
+in   artifacts/data/anchor/*, those of `gap` in params.yaml, and the model
 out  artifacts/MODEL/tga/layers/   layers.json (the located blocks and where they come from; what
      every state would say next; refusals with harmful words hidden, blocks skipped, and words put
      where pictures stand; how near pictures lie to their captions), card.json
 
-Words alone: the harmful requests of text_image and their harmless twins, without their pictures.
-Pictures: those of captions that show something toxic, asked about with "this", beside the same
-request with the caption in place of the picture.  What the words do not refuse no picture can.
+Words alone: harmful requests and their harmless twins, without their pictures.  The words of a wish
+are those of the lab's language; of a data set, those in which a request differs from its twin.
+Pictures: those of the lab's captions that show something toxic, asked about with "this", beside the
+same request with the caption in place of the picture.  What the words do not refuse no picture can.
+What cannot be measured on a data set is left out, and ``not_measured`` says why.
 
 All rates are of refusals as the exact judge reads them, with Wilson intervals.
 """
@@ -16,12 +18,12 @@ import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.params import Params
 from tasks.stage import (
-    GAP_SUITES,
     layers_folder,
     load_model,
     main,
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from hauberk.requests import Request, SupportsDefense
 
 Row = dict[str, Any]
-HARMFUL, HARMLESS, CAPTIONS = GAP_SUITES
 
 
 @dataclass(frozen=True)
@@ -96,15 +97,16 @@ def run(params: Params, model_name: str) -> Path:
     )
     from hauberk.anatomy import anatomy_of
     from hauberk.bundle import binding_of, versions
+    from hauberk.data.lab import SUITES
     from hauberk.data.samples import read_suite
     from hauberk.files import file_hash
 
     model, processor = load_model(params, model_name)
     asking = Asking(model, processor, params.evaluate.max_new_tokens, params.evaluate.batch_size)
-    files = {suite: suite_file(model_name, "anchor", suite) for suite in GAP_SUITES}
-    suites = {suite: read_suite(file) for suite, file in files.items()}
+    files = {key: suite_file(model_name, "anchor", name) for key, name in params.gap.read.items()}
+    suites = {key: read_suite(file) for key, file in files.items()}
     count = params.budget.layers
-    harmful, harmless = (_words(suites[suite], count) for suite in (HARMFUL, HARMLESS))
+    harmful, harmless = (_words(suites[key], count) for key in ("harmful", "harmless"))
     blocks = len(anatomy_of(model).blocks)
     width = params.safety_layers.width or window_of(blocks)
     bar = tqdm(total=5, desc=f"{model_name}: safety layers")
@@ -126,18 +128,24 @@ def run(params: Params, model_name: str) -> Path:
     located = locate(seen, refused)
     bar.update()
 
-    asked = harmful + harmless
-    wishes = [_wish_in(sample) for sample in asked]
-    spans = PromptSpans(processor, texts + plain, wishes)
-    shares = attention_shares(model, processor, texts, spans, asking.batch)
-    bar.update()
-    cut = _cut(asking, {"harmful": harmful, "harmless": harmless}, spans, (blocks, width))
-    bar.update()
-    pairs = _shown(suites[CAPTIONS], count)
-    pictures = _injected(asking, pairs, (blocks, width))
-    bar.update()
-    aligned = _aligned(asking, pairs, params.seed)
-    bar.update()
+    lacking: dict[str, str] = {}
+    shares, cut, pictures, aligned = None, None, None, None
+    if (wishes := _wishes(suites, harmful + harmless)) is None:
+        lacking["words"] = "no twin tells which words of a request are its wish"
+    else:
+        spans = PromptSpans(processor, texts + plain, wishes)
+        shares = attention_shares(model, processor, texts, spans, asking.batch)
+        bar.update()
+        cut = _cut(asking, {"harmful": harmful, "harmless": harmless}, spans, (blocks, width))
+        bar.update()
+    if params.gap.captions not in SUITES:
+        lacking["pictures"] = "needs pictures of which it is known that something toxic is on them"
+    else:
+        pairs = _shown(suites["captions"], count)
+        pictures = _injected(asking, pairs, (blocks, width))
+        bar.update()
+        aligned = _aligned(asking, pairs, params.seed)
+        bar.update()
     bar.close()
     document = {
         "blocks": blocks,
@@ -147,15 +155,15 @@ def run(params: Params, model_name: str) -> Path:
         ],
         "located": _located(located),
         "lens": _lens(seen, refused, params.seed),
-        "attention": _by_block(shares, params.seed),
+        "attention": [] if shares is None else _by_block(shares, params.seed),
         "words": cut,
         "pictures": pictures,
         "alignment": aligned,
-    }
+    } | ({"not_measured": lacking} if lacking else {})
     card = {
         "model": model_name,
         "binding": asdict(binding_of(model, processor)),
-        "data": {f"anchor/{suite}": file_hash(file) for suite, file in files.items()},
+        "data": {f"anchor/{file.stem}": file_hash(file) for file in files.values()},
         "samples": count,
         "versions": versions(),
     }
@@ -170,14 +178,46 @@ def _words(suite: "Sequence[Sample]", count: int) -> "list[Sample]":
     return spread(list(known.values()), count)
 
 
-def _wish_in(sample: "Sample") -> str:
-    """Find what is wished in the words of a request: "make a knife"."""
+def _wishes(suites: "dict[str, list[Sample]]", asked: "Sequence[Sample]") -> list[str] | None:
+    """Find what is wished in the words of every request; None where that of one is not known."""
+    harmful, harmless = (
+        {sample.pair_id: sample.question for sample in suites[key]}
+        for key in ("harmful", "harmless")
+    )
+    found = [
+        _wish_in(sample.question)
+        or _apart(
+            sample.question,
+            (harmless if sample.expected == "refuse" else harmful).get(sample.pair_id, ""),
+        )
+        for sample in asked
+    ]
+    wishes = [wish for wish in found if wish]
+    return wishes if len(wishes) == len(found) else None
+
+
+def _wish_in(question: str) -> str | None:
+    """Find what is wished in a request of the lab: "make a knife"."""
     from hauberk.lab.language import VERBS
     from hauberk.lab.objects import THINGS
 
-    found = re.search(rf"\b({'|'.join(VERBS)}) a ({'|'.join(THINGS)})\b", sample.question)
-    assert found is not None, sample.question  # text_image names every wish
-    return found[0]
+    found = re.search(rf"\b({'|'.join(VERBS)}) a ({'|'.join(THINGS)})\b", question)
+    return found[0] if found else None
+
+
+def _apart(question: str, twin: str) -> str | None:
+    """Give the part of a question from the first to the last word that its twin does not have."""
+    words = [*re.finditer(r"\S+", question)]
+    matcher = SequenceMatcher(a=[word[0] for word in words], b=twin.split(), autojunk=False)
+    own = [
+        place
+        for kind, first, last, *_ in matcher.get_opcodes()
+        if kind in ("replace", "delete")
+        for place in range(first, last)
+    ]
+    if not twin or not own:
+        return None
+    return question[words[own[0]].start() : words[own[-1]].end()]
 
 
 def _shown(captioned: "Sequence[Sample]", count: int) -> list[Shown]:

@@ -4,7 +4,8 @@ in   artifacts/CLIP/concept_bank/bundle, the CLIP; scenes of the lab's test pool
      of toxic things and words are known, and of its calibration pools for the sweep
 out  artifacts/CLIP/concept_bank/evaluation/   metrics.json, detection.json (scores of patches that
      hold something toxic and of others, examples), grids.json (a sweep over the number of patches
-     and over readings of the transport), card.json
+     and over readings of the transport), card.json; for concepts of the real world nothing is
+     measured, and detection.json says why
 """
 
 from base64 import b64encode
@@ -18,6 +19,7 @@ from tasks.stage import BANK, clip_folder, load_clip, main, read_json, write_jso
 
 _EXAMPLES = ("image_clutter", "image", "sd_typo", "typographic")
 """Suites of which pictures are shown, two of each: the first ones, so that nobody chose them."""
+NOT_MEASURED = "needs pictures whose unsafe places are known, as in the lab"
 
 
 def run(params: Params, clip_name: str) -> Path:
@@ -36,6 +38,13 @@ def run(params: Params, clip_name: str) -> Path:
         sweep_grids,
     )
 
+    folder = clip_folder(clip_name, "evaluation")
+    if params.concept_banks[clip_name].concepts != "lab":
+        with writing(folder, {"clip": clip_name}) as partial:
+            for name in ("metrics", "grids"):
+                write_json([], partial / f"{name}.json")
+            write_json({"not_measured": NOT_MEASURED}, partial / "detection.json")
+        return folder
     clip, processor = load_clip(params, clip_name)
     bundle = clip_folder(clip_name, "bundle")
     bank = ConceptBank.load(bundle, clip, processor)
@@ -79,11 +88,11 @@ def run(params: Params, clip_name: str) -> Path:
         "seed": params.seed,
         "grids": {"pool": "calibration", **asdict(grids)},
     }
-    with writing(clip_folder(clip_name, "evaluation"), card) as partial:
+    with writing(folder, card) as partial:
         write_json(rows, partial / "metrics.json")
         write_json(found, partial / "detection.json")
         write_json([asdict(row) for row in swept], partial / "grids.json")
-    return clip_folder(clip_name, "evaluation")
+    return folder
 
 
 def _example(detector: Any, subject: Any) -> dict[str, Any]:

@@ -4,18 +4,15 @@ import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cache
 from math import inf
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from hauberk import UNDEFENDED
-from hauberk.errors import BadParams
-
-if TYPE_CHECKING:
-    from hauberk.data.samples import Sample
+from hauberk.errors import BadParams, HauberkError
+from tasks.suites import NOTHING_READ, Kind, Kinds, attacked_kinds, kinds_of, wanted
 
 GUARDALIGN = "guardalign"
 """Stands where the name of a defense would, for the one that is fitted by its own stage."""
@@ -165,11 +162,62 @@ class Profile:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model to defend: the folder lab/NAME, its revision, and the precision to load it in."""
+    """A model to defend, in the folder CHECKPOINTS/NAME; see :func:`hauberk.loading.load_model`."""
 
-    path: str
-    revision: str | None
-    dtype: Literal["float32", "float16", "bfloat16", "auto"]
+    path: str | None = None
+    """That folder, or left out: the stages follow the files of a model there only."""
+    revision: str | None = None
+    """What the record calls these weights; of a folder of your own whatever tells them apart."""
+    dtype: Literal["float32", "float16", "bfloat16", "auto"] = "auto"
+    hub: str | None = None
+    """ORG/NAME on the hub, for the command that fetches it; nothing is fetched by a run."""
+    device_map: str | dict[str, int | str] | None = None
+    quantization: Literal["4bit", "8bit"] | None = None
+    attn_implementation: str | None = None
+
+
+@dataclass(frozen=True)
+class DatasetParams:
+    """A data set of your own choice; see :func:`hauberk.data.sources.load`."""
+
+    source: str
+    """One of `hauberk.data.sources.SOURCES`; "own" for a table of your own."""
+    suites: Annotated[list[str], Field(min_length=1)]
+    """Those that are used, as its source calls them; all others of it are left out."""
+    where: str | None
+    """A folder below data/; null for the hub."""
+    split: str | None = None
+    """One of its own; null for the one that is evaluated on."""
+    revision: str | None = None
+    """A commit on the hub, without which nobody could tell what was drawn; of a folder its name."""
+    allow_partial: bool = False
+    shares: dict[Literal["anchor", "train", "calibration", "test"], float] | None = None
+    """Parts of its pairs by split of a run; null for all of them in ``train``, where its own split
+    is called so, and else in ``test``."""
+    options: dict[str, Any] = field(default_factory=dict)
+    limit: Positive | None = None
+    """Samples a suite and split, beside what the profile says."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits of a run that it has samples for; its source must be a known one."""
+        from hauberk.data.sources import SOURCES
+
+        its_own = self.split or SOURCES[self.source].splits[0]
+        return tuple(self.shares or ("train" if its_own == "train" else "test",))
+
+
+@dataclass(frozen=True)
+class ContaminationParams:
+    """What becomes of test samples of data sets on which something is fitted, too.
+
+    See :mod:`hauberk.data.contamination`.  The lab is left out: its pictures are near each other.
+    """
+
+    refuse: bool = True
+    """Whether they end the run; else they are counted in the card of the data."""
+    near: Annotated[int, Field(ge=0, le=128)] = 6
+    """Bits of 128; as hauberk.data.contamination.NEAR says, where it is explained."""
 
 
 @dataclass(frozen=True)
@@ -215,15 +263,18 @@ class TransportParams:
 
 @dataclass(frozen=True)
 class BankParams:
-    """A CLIP, what its concept bank holds, and how its patches are scored."""
+    """A CLIP in the folder CHECKPOINTS/NAME, what its concept bank holds, and how patches score."""
 
-    path: str
-    revision: str | None
     concepts: Literal["lab", "real"]
     """A name in :mod:`hauberk.data.concepts`."""
     transport: TransportParams
     masked_share: Annotated[float, Field(gt=0, lt=1)]
     """Of the harmless patches that the threshold is set on, to be masked at most."""
+    path: str | None = None
+    """As of a model."""
+    revision: str | None = None
+    hub: str | None = None
+    """As of a model."""
     benign_scenes: Positive | None = None
     """Pictures of harmless requests to set it on, of the lab's calibration pools, for concepts of
     the lab."""
@@ -428,6 +479,13 @@ class AttackParams:
     step_size: Annotated[int, Field(ge=1, le=255)]
     tokens: Positive
     confidence: Annotated[float, Field(ge=0, lt=1)]
+    suite: str
+    """Whose pictures are attacked."""
+    target: Annotated[str, Field(pattern=r"\S")] | None = None
+    """What every answer is to begin with; null for what a model of the lab says that complies.
+
+    The affirmative start of an answer, as in Zou et al., "Universal and Transferable Adversarial
+    Attacks on Aligned Language Models", arXiv:2307.15043: "Sure, here is"."""
 
 
 @dataclass(frozen=True)
@@ -463,6 +521,21 @@ class GapParams:
     requests: Annotated[int, Field(ge=8)]
     """Of the anchor split, in each group: every other one to fit on, the rest to measure.  Eight at
     least, as hauberk.analysis.gap.AT_LEAST says; a test compares the two."""
+    harmful: str = "text_image"
+    """Harmful words beside a picture: what their states are, and how often they are answered."""
+    harmless: str = "text_image_twin"
+    """Harmless words beside a picture."""
+    captions: str | None = "captions"
+    """Pictures that are told in words; null where none are."""
+    words: str | None = "text"
+    """Harmful words alone, with whose unsafe answers those of ``harmful`` are compared; null where
+    there are none."""
+
+    @property
+    def read(self) -> dict[str, str]:
+        """The suites of the anchor split, by the key that names each."""
+        named = {"harmful": self.harmful, "harmless": self.harmless, "captions": self.captions}
+        return {key: suite for key, suite in named.items() if suite is not None}
 
 
 @dataclass(frozen=True)
@@ -504,7 +577,11 @@ class Params:
     profile: str
     threads: Positive
     profiles: dict[str, Profile]
+    checkpoints: Annotated[str, Field(pattern=r"^[\w-][\w./-]*$")]
+    """The folder in which every model and every CLIP lies, each in one of its name."""
     models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
+    datasets: dict[str, DatasetParams]
+    contamination: ContaminationParams
     suites: Annotated[list[str], Field(min_length=1)]
     attack: AttackParams
     defenses: dict[str, ShiftParams]
@@ -519,6 +596,10 @@ class Params:
     registry: Registry
     noninferiority: Margins = Margins()
     judges: Judges = field(default_factory=Judges)
+
+    def folder_of(self, checkpoint: str) -> Path:
+        """Where a model or a CLIP lies."""
+        return Path(self.checkpoints, checkpoint)
 
     @property
     def budget(self) -> Profile:
@@ -540,13 +621,13 @@ for _section in (
     FrameParams, FrameTraining, SafetyPromptParams, AlignmentParams, ProjectorTrainingParams,
     TextIndexParams, ProjectorParams, ModelSpec, Variant, ShiftParams, TransportParams,
     BankParams, GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams,
-    SafetyLayerParams, Margins, Judges, Registry, Params,
+    SafetyLayerParams, Margins, Judges, Registry, DatasetParams, ContaminationParams, Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
 
-def load_params(path: Path = Path("params.yaml")) -> Params:
-    """Read and check params.yaml.
+def load_params(path: Path = Path("params.yaml"), root: Path | None = None) -> Params:
+    """Read and check params.yaml, or a file that is to stand there in a project whose root is told.
 
     Raises
     ------
@@ -554,7 +635,7 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
         Naming every wrong key by its dotted path, with the value, what would be right, and what
         to do.
     """
-    content = _read(path)
+    content, root = _read(path), root or path.parent
     try:
         # Through JSON, where strict still lets a mapping become a dataclass.
         text = json.dumps(content, default=str, skipkeys=True)
@@ -562,10 +643,27 @@ def load_params(path: Path = Path("params.yaml")) -> Params:
     except ValidationError as error:
         problems = [_sentence(detail) for detail in error.errors()]
     else:
-        problems = list(_contradictions(params, path.parent))
+        problems = list(_contradictions(params, root, NOTHING_READ))
     if problems:
         raise BadParams(f"{path}:\n  " + "\n  ".join(problems) + f"\nCorrect {path.name}.")
+    if absent := list(absent_files(params, root)):
+        raise BadParams(
+            f"{path} names what is not there:\n  " + "\n  ".join(absent) + "\nPut the files there "
+            "and run again; what each data set needs is in data/README.md."
+        )
     return params
+
+
+def check_kinds(params: Params, read: Mapping[str, Kind]) -> None:
+    """Check the suites of data sets once it is known what they hold.
+
+    Raises
+    ------
+    BadParams
+        Where a section names one that it cannot use, as for suites of the lab.
+    """
+    if problems := list(_contradictions(params, Path(), read)):
+        raise BadParams("params.yaml:\n  " + "\n  ".join(problems) + "\nCorrect params.yaml.")
 
 
 def _read(path: Path) -> Any:
@@ -648,6 +746,8 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("profiles", 3): Profile,
         ("profiles", 4): _OF_PROFILE.get(str(location[2]) if location[2:] else "", Sizes),
         ("models", 3): ModelSpec,
+        ("datasets", 3): DatasetParams,
+        ("contamination", 2): ContaminationParams,
         ("defenses", 3): ShiftParams,
         ("defenses", 5): Variant,
         ("concept_banks", 3): BankParams,
@@ -672,18 +772,22 @@ def _known(location: tuple[Any, ...]) -> list[str]:
     return [each.name for each in fields(section)]
 
 
-def _contradictions(params: Params, root: Path) -> Iterator[str]:
+def _contradictions(params: Params, root: Path, read: Mapping[str, Kind]) -> Iterator[str]:
     """Yield what is well-formed but cannot be run."""
     if params.profile not in params.profiles:
         yield f"profile: {params.profile!r} is not one of {', '.join(params.profiles)}"
     for name, profile in params.profiles.items():
         yield from _bad_budget(f"profiles.{name}", profile)
         yield from _unknown(f"profiles.{name}.explained", profile.explained or [], params.models)
-    yield from _bad_suites("suites", params.suites)
-    yield from _bad_attacked(params)
-    yield from _bad_gap(params)
+    drawn = kinds_of(params, read)
+    made = attacked_kinds(params, drawn)
+    every = {**drawn, **made}
+    yield from _bad_suites("suites", params.suites, every)
+    yield from _bad_datasets(params, root)
+    yield from _bad_attack(params, drawn, made)
+    yield from _bad_gap(params, drawn)
     for name, defense in params.defenses.items():
-        yield from _bad_defense(f"defenses.{name}", name, defense)
+        yield from _bad_defense(f"defenses.{name}", name, defense, (drawn, made))
         for index, variant in enumerate(defense.variants):
             here = f"defenses.{name}.variants.{index}"
             if variant.compose == "single" and len(variant.layers or []) != 1:
@@ -691,26 +795,151 @@ def _contradictions(params: Params, root: Path) -> Iterator[str]:
                     f"{here}.layers: {variant.layers!r} is wrong: compose 'single' takes exactly "
                     "one layer"
                 )
-            yield from _bad_layers(here, variant.layers or [], params.models, root)
+            yield from _bad_layers(here, variant.layers or [], params, root)
     for model, spec in params.models.items():
-        yield from _bad_model(f"models.{model}", model, spec.path, root)
+        yield from _bad_model(f"models.{model}", model, spec.path, params)
     for clip, bank in params.concept_banks.items():
-        yield from _bad_model(f"concept_banks.{clip}", clip, bank.path, root)
+        yield from _bad_model(f"concept_banks.{clip}", clip, bank.path, params)
         yield from _bad_transport(f"concept_banks.{clip}", bank)
-        yield from _bad_benign(f"concept_banks.{clip}", bank, root)
+        yield from _bad_benign(f"concept_banks.{clip}", bank, params.folder_of(clip))
         for name, profile in params.profiles.items():
             yield from _bad_grids(f"profiles.{name}.grids", profile.grids, clip, bank)
         if clip in params.models:
             yield f"concept_banks.{clip}: is among `models` as well; give one of them another name"
-    yield from _bad_guardalign(params, root)
-    yield from _bad_davsp(params, root)
-    yield from _bad_tga(params, root)
+    yield from _bad_guardalign(params, every, root)
+    yield from _bad_davsp(params, (drawn, made), root)
+    yield from _bad_tga(params, (drawn, made), root)
     yield from _bad_safety_layers(params, root)
-    yield from _bad_gate(params)
+    yield from _bad_gate(params, every)
     yield from _bad_judges(params, root)
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
         yield from _unknown(f"registry.promote.{model}", [chosen], params.evaluated)
+
+
+_Drawn = tuple[Kinds, Kinds]
+"""Suites that are drawn, and those that are made by an attack."""
+
+
+def absent_files(params: Params, root: Path) -> Iterator[str]:
+    """Yield what a run needs of files that are not there: where they go, and what fetches them."""
+    for name, spec in {**params.models, **params.concept_banks}.items():
+        yield from _absent_checkpoint(params.folder_of(name), spec.hub, root)
+    for clip, bank in params.concept_banks.items():
+        benign = bank.benign_pictures
+        if benign is not None and not (root / benign).is_dir():
+            key = f"concept_banks.{clip}.benign_pictures"
+            yield f"{key}: {benign!r} is no folder; put the pictures there"
+    for name, told in params.datasets.items():
+        yield from _absent_dataset(name, told, root)
+
+
+def _absent_checkpoint(folder: Path, hub: str | None, root: Path) -> Iterator[str]:
+    from hauberk.checkpoint import missing_in
+
+    try:
+        missing = missing_in(root / folder)
+    except HauberkError as error:
+        missing = [str(error)]
+    if missing:
+        name = hub or "ORG/NAME"
+        yield (
+            f"{folder}: missing {', '.join(missing)}; "
+            f"`hf download {name} --local-dir {folder}` fetches them"
+        )
+
+
+def _absent_dataset(name: str, told: DatasetParams, root: Path) -> Iterator[str]:
+    from hauberk.data.sources import SOURCES
+
+    source = SOURCES[told.source]
+    for option in (key for key, each in source.options.items() if each.allowed is Path):
+        folder = told.options.get(option)
+        if folder is not None and not (root / folder).is_dir():
+            yield f"{folder}: no such folder, datasets.{name}.options.{option}: pictures"
+    if told.where is None or (root / told.where).is_dir():
+        return
+    split = told.split or source.splits[0]
+    files = ", ".join(pattern.format(split=split) for pattern in source.files)
+    fetch = f"hf download {source.hub} --repo-type dataset --local-dir {told.where}"
+    cure = f"; `{fetch}` fetches them" if source.hub else ""
+    yield f"{told.where}: no such folder, datasets.{name}: {source.title}, {files}{cure}"
+
+
+def _bad_datasets(params: Params, root: Path) -> Iterator[str]:
+    if not params.datasets:
+        return
+    from hauberk.data.lab import ATTACKED, SUITES
+    from hauberk.data.sources import SOURCES
+
+    homes: dict[tuple[str, str], str] = {}
+    for name, told in params.datasets.items():
+        key = f"datasets.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            yield f"{key}: {name!r} becomes the name of a file; use letters, digits, _ and - only"
+        yield from _bad_source(key, told, params.seed)
+        yield from _repeated(f"{key}.suites", told.suites)
+        for suite in (suite for suite in told.suites if suite in {*SUITES, *ATTACKED}):
+            yield f"{key}.suites: {suite!r} is a suite of the lab; call it otherwise in your table"
+        splits = told.splits if told.source in SOURCES else ()
+        for place in ((split, suite) for split in splits for suite in told.suites):
+            if (other := homes.setdefault(place, name)) != name:
+                yield (
+                    f"{key}.suites: {place[1]!r} has its {place[0]} split from datasets.{other}; "
+                    "leave it out of one of them, or give them other shares"
+                )
+    if params.profile in params.profiles:
+        yield from _not_shared(params, homes)
+
+
+def _bad_source(key: str, told: DatasetParams, seed: int) -> Iterator[str]:
+    """Check what can be known of a data set without reading it."""
+    from hauberk.data.shares import check_shares
+    from hauberk.data.sources import SOURCES
+
+    if told.source not in SOURCES:
+        yield from _unknown(f"{key}.source", [told.source], SOURCES)
+        return
+    source = SOURCES[told.source]
+    folders = {name for name, option in source.options.items() if option.allowed is Path}
+    plain = {name: value for name, value in told.options.items() if name not in folders}
+    try:
+        source.asked(told.source, told.split, seed, plain)
+        if told.shares is not None:
+            check_shares(told.shares)
+    except BadParams as error:
+        yield f"{key}: {str(error).rstrip('.')}"
+    named = {"where": told.where, **{f"options.{n}": told.options.get(n) for n in folders}}
+    for name, place in named.items():
+        if place is None:
+            continue
+        parts = PurePosixPath(str(place)).parts
+        if parts[:1] != ("data",) or len(parts) < 2 or ".." in parts:
+            yield (
+                f"{key}.{name}: {place!r} is wrong: the stages follow the files in data/ only; put "
+                f"them into a folder such as 'data/{key.partition('.')[2]}'"
+            )
+    if told.where is None and not source.hub:
+        yield f"{key}.where: missing: {told.source!r} is not on the hub; name a folder below data/"
+    elif told.where is None and told.revision is None:
+        yield (
+            f"{key}.revision: missing: what comes from the hub may change; name a commit of "
+            f"{source.hub}"
+        )
+
+
+def _not_shared(params: Params, homes: Mapping[tuple[str, str], str]) -> Iterator[str]:
+    """A suite must have the splits that sections ask it for."""
+    declared = {suite: name for (_, suite), name in homes.items()}
+    for each in wanted(params):
+        if each.suite in declared and (each.split, each.suite) not in homes:
+            name = declared[each.suite]
+            had = ", ".join(split for split, suite in homes if suite == each.suite)
+            yield (
+                f"{each.key}: {each.suite!r} has samples of {had} alone, and the split "
+                f"{each.split!r} is asked of it; give {each.split!r} a share in "
+                f"datasets.{name}.shares"
+            )
 
 
 def _bad_budget(key: str, profile: Profile) -> Iterator[str]:
@@ -723,17 +952,28 @@ def _bad_budget(key: str, profile: Profile) -> Iterator[str]:
             )
 
 
-def _bad_attacked(params: Params) -> Iterator[str]:
+def _bad_attack(params: Params, drawn: Kinds, made: Kinds) -> Iterator[str]:
     """A choice on attacked pictures needs some."""
-    from hauberk.data.lab import ATTACKED
-
+    yield from _unknown("attack.suite", [params.attack.suite], drawn)
+    declared = {suite for told in params.datasets.values() for suite in told.suites}
+    if params.attack.target is None and params.attack.suite in declared:
+        yield (
+            f"attack.target: missing: {params.attack.suite!r} does not tell how it would be "
+            "answered, as suites of the lab do; say with what words, such as 'Sure, here is'"
+        )
+    kind = drawn.get(params.attack.suite)
+    if kind and not (kind.pictured and kind.expected == "refuse"):
+        yield (
+            f"attack.suite: {params.attack.suite!r} has no pictures beside harmful requests, which "
+            "are what is attacked; name a suite that has"
+        )
     named = {f"defenses.{name}.calibrate_on": each.calibrate_on
              for name, each in params.defenses.items()}  # fmt: skip
     named["guardalign.calibrate_on"] = params.guardalign.calibrate_on
     named["davsp.validate_on"] = params.davsp.validate_on
     named["tga.validate_on"] = params.tga.validate_on
     for key, suites in named.items():
-        for suite in (suite for suite in suites if suite in ATTACKED):
+        for suite in (suite for suite in suites if suite in made):
             for name, profile in params.profiles.items():
                 if not profile.attack.calibration:
                     yield (
@@ -742,29 +982,38 @@ def _bad_attacked(params: Params) -> Iterator[str]:
                     )
 
 
-def _bad_suites(key: str, names: list[str]) -> Iterator[str]:
-    from hauberk.data.lab import ATTACKED, SUITES
-
-    yield from _unknown(key, names, {**SUITES, **ATTACKED})
+def _bad_suites(key: str, names: list[str], known: Kinds) -> Iterator[str]:
+    yield from _unknown(key, names, known)
     yield from _repeated(key, names)
 
 
-def _bad_gap(params: Params) -> Iterator[str]:
-    for suite in ("text", "text_image", "benign_image"):
+def _bad_gap(params: Params, drawn: Kinds) -> Iterator[str]:
+    told = params.gap
+    measured = {"harmful": told.harmful} | ({} if told.words is None else {"words": told.words})
+    for key, suite in measured.items():
         if suite not in params.suites:
-            yield f"gap: {suite!r} is not among `suites`, which it is measured on; put it there"
-    for name, profile in params.profiles.items():
-        if profile.data.anchor < params.gap.requests:
             yield (
-                f"gap.requests: {params.gap.requests} is more than the {profile.data.anchor} rows "
+                f"gap.{key}: {suite!r} is not among `suites`, on which it is measured; put it there"
+            )
+    for key, suite in told.read.items():
+        yield from _unknown(f"gap.{key}", [suite], drawn)
+    for key, expected in (("harmful", "refuse"), ("harmless", "answer")):
+        suite = getattr(told, key)
+        if (kind := drawn.get(suite)) and not (kind.pictured and kind.expected == expected):
+            yield f"gap.{key}: {suite!r} is no suite of {key} words beside a picture; name one"
+    if (kind := drawn.get(told.captions or "")) and not (kind.pictured and kind.told):
+        yield f"gap.captions: nobody told the pictures of {told.captions!r} in words; name others"
+    for name, profile in params.profiles.items():
+        if profile.data.anchor < told.requests:
+            yield (
+                f"gap.requests: {told.requests} is more than the {profile.data.anchor} rows "
                 f"of profiles.{name}.data.anchor; as many or fewer are right"
             )
 
 
-def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
-    from hauberk.data.lab import ATTACKED, SUITES
-
-    if name in ATTACKED:
+def _bad_defense(key: str, name: str, defense: ShiftParams, suites: _Drawn) -> Iterator[str]:
+    drawn, made = suites
+    if name in made:
         yield f"{key}: artifacts/MODEL/{name} holds attacked pictures; give it another name"
     if name == UNDEFENDED:
         yield f"{key}: {name!r} is the undefended model; give the defense another name"
@@ -774,25 +1023,26 @@ def _bad_defense(key: str, name: str, defense: ShiftParams) -> Iterator[str]:
         yield f"{key}: artifacts/MODEL/gap holds the analysis of the gap; give it another name"
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _ and - only"
-    yield from _unknown(f"{key}.anchors", defense.anchors, SUITES)  # nothing else has this split
+    yield from _unknown(f"{key}.anchors", defense.anchors, drawn)  # nothing else has this split
     yield from _repeated(f"{key}.anchors", defense.anchors)
-    plain = [s for s in defense.anchors if s in SUITES and _sample_of(s).image is None]
+    plain = [s for s in defense.anchors if (kind := drawn.get(s)) and not kind.pictured]
     if plain:
         yield f"{key}.anchors: {plain} have no pictures, so that there is no shift to estimate"
-    yield from _bad_calibration(f"{key}.calibrate_on", defense.calibrate_on)
+    yield from _bad_calibration(f"{key}.calibrate_on", defense.calibrate_on, {**drawn, **made})
 
 
-def _bad_calibration(key: str, suites: list[str]) -> Iterator[str]:
-    from hauberk.data.lab import ATTACKED, SUITES
-
-    yield from _bad_suites(key, suites)
-    known = [suite for suite in suites if suite in {*SUITES, *ATTACKED}]
-    expected = {_sample_of(suite).expected for suite in known}
-    if known and not {"answer", "refuse"} <= expected:
-        missing = "benign suite" if "refuse" in expected else "suite of harmful requests"
-        yield f"{key}: {known} hold no {missing}; a choice weighs both kinds"
-    if known and all(_sample_of(suite).image is None for suite in known):
-        yield f"{key}: {known} have no pictures, so that nothing would be defended"
+def _bad_calibration(key: str, suites: list[str], known: Kinds) -> Iterator[str]:
+    yield from _bad_suites(key, suites, known)
+    named = [suite for suite in suites if suite in known]
+    kinds = [kind for suite in named if (kind := known[suite])]
+    if not kinds or len(kinds) < len(named):  # of a data set that is not read yet
+        return
+    expected = {kind.expected for kind in kinds}
+    for missing, what in (("answer", "benign suite"), ("refuse", "suite of harmful requests")):
+        if missing not in expected:
+            yield f"{key}: {named} hold no {what}; a choice weighs both kinds"
+    if not any(kind.pictured for kind in kinds):
+        yield f"{key}: {named} have no pictures, so that nothing would be defended"
 
 
 def _bad_transport(key: str, bank: BankParams) -> Iterator[str]:
@@ -804,7 +1054,7 @@ def _bad_transport(key: str, bank: BankParams) -> Iterator[str]:
     yield from _repeated(f"{key}.transport.scales", bank.transport.scales)
 
 
-def _bad_benign(key: str, bank: BankParams, root: Path) -> Iterator[str]:
+def _bad_benign(key: str, bank: BankParams, folder: Path) -> Iterator[str]:
     """A threshold that was set on other pictures than a bank is for means nothing."""
     here, needless = ("benign_scenes", "benign_pictures")[:: 1 if bank.concepts == "lab" else -1]
     if getattr(bank, needless) is not None:
@@ -816,7 +1066,7 @@ def _bad_benign(key: str, bank: BankParams, root: Path) -> Iterator[str]:
         if bank.benign_scenes is None:
             yield f"{key}.benign_scenes: missing; say how many pictures of the lab it is set on"
         return
-    home, told = PurePosixPath(bank.path), bank.benign_pictures
+    home, told = PurePosixPath(folder), bank.benign_pictures
     if told is None:
         yield (
             f"{key}.benign_pictures: missing: concepts 'real' set their threshold on harmless "
@@ -826,10 +1076,8 @@ def _bad_benign(key: str, bank: BankParams, root: Path) -> Iterator[str]:
     elif home not in PurePosixPath(told).parents or ".." in PurePosixPath(told).parts:
         yield (
             f"{key}.benign_pictures: {told!r} is wrong: the stages follow the files in "
-            f"{bank.path!r} only; put the pictures into a folder there"
+            f"{str(home)!r} only; put the pictures into a folder there"
         )
-    elif not (root / told).is_dir():
-        yield f"{key}.benign_pictures: {told!r} is no folder; put the pictures there"
 
 
 def _bad_grids(key: str, grids: GridSweep, clip: str, bank: BankParams) -> Iterator[str]:
@@ -843,10 +1091,10 @@ def _bad_grids(key: str, grids: GridSweep, clip: str, bank: BankParams) -> Itera
         )
 
 
-def _bad_guardalign(params: Params, root: Path) -> Iterator[str]:
+def _bad_guardalign(params: Params, known: Kinds, root: Path) -> Iterator[str]:
     guard = params.guardalign
     yield from _unknown("guardalign.clip", [guard.clip], params.concept_banks)
-    yield from _bad_calibration("guardalign.calibrate_on", guard.calibrate_on)
+    yield from _bad_calibration("guardalign.calibrate_on", guard.calibrate_on, known)
     yield from _unknown("guardalign.parts_on", guard.parts_on, params.suites)
     yield from _repeated("guardalign.parts_on", guard.parts_on)
     yield from _repeated("guardalign.variants", guard.variants)
@@ -857,16 +1105,15 @@ def _bad_guardalign(params: Params, root: Path) -> Iterator[str]:
                 f"{key}.text: {prefix.text!r} ends in a space, behind which no model begins a "
                 f"word; {prefix.text.rstrip()!r} is right for an answer"
             )
-        yield from _bad_layers(key, prefix.layers or [], params.models, root)
+        yield from _bad_layers(key, prefix.layers or [], params, root)
 
 
-def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
-    from hauberk.data.lab import ATTACKED, SUITES
-
+def _bad_davsp(params: Params, suites: _Drawn, root: Path) -> Iterator[str]:
+    drawn, made = suites
     told = params.davsp
     yield from _unknown("davsp.frames", list(told.frames), params.models)
-    yield from _bad_calibration("davsp.validate_on", told.validate_on)
-    if attacked := [suite for suite in told.validate_on if suite in ATTACKED]:
+    yield from _bad_calibration("davsp.validate_on", told.validate_on, {**drawn, **made})
+    if attacked := [suite for suite in told.validate_on if suite in made]:
         yield f"davsp.validate_on: {attacked} are made against a model; name drawn suites"
     if "cmrm" not in params.defenses:
         yield "davsp: it is measured together with defenses.cmrm, which is not there; put it back"
@@ -886,18 +1133,17 @@ def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
         ("davsp.harmful", "refuse", told.harmful),
         ("davsp.harmless", "answer", told.harmless),
     ):
-        yield from _unknown(key, names, SUITES)
+        yield from _unknown(key, names, drawn)
         for name in dict.fromkeys(names):
-            if name not in SUITES or name in ATTACKED:
+            if (kind := drawn.get(name)) is None:
                 continue
-            sample = _sample_of(name)
-            if sample.expected != expected:
+            if kind.expected != expected:
                 right = "harmful requests" if expected == "refuse" else "harmless requests"
                 yield f"{key}: {name!r} is no suite of {right}; put it on the other side"
-            if sample.image is None:
+            if not kind.pictured:
                 yield f"{key}: {name!r} has no pictures, around which a frame could be"
     if told.harm.layer is not None:
-        yield from _bad_layers("davsp.harm", [told.harm.layer], params.models, root)
+        yield from _bad_layers("davsp.harm", [told.harm.layer], params, root)
     for key, frame in (
         *((f"frames.{name}", frame) for name, frame in told.frames.items()),
         ("joint", told.joint),
@@ -912,12 +1158,11 @@ def _bad_davsp(params: Params, root: Path) -> Iterator[str]:
             )
 
 
-def _bad_tga(params: Params, root: Path) -> Iterator[str]:
-    from hauberk.data.lab import SUITES
-
+def _bad_tga(params: Params, suites: _Drawn, root: Path) -> Iterator[str]:
+    drawn, made = suites
     told = params.tga
     yield from _unknown("tga.index.clip", [told.index.clip], params.concept_banks)
-    yield from _bad_calibration("tga.validate_on", told.validate_on)
+    yield from _bad_calibration("tga.validate_on", told.validate_on, {**drawn, **made})
     yield from _unknown("tga.parts_on", told.parts_on, params.suites)
     yield from _repeated("tga.parts_on", told.parts_on)
     for key, names in (
@@ -925,12 +1170,12 @@ def _bad_tga(params: Params, root: Path) -> Iterator[str]:
         ("tga.answered", told.answered),
         ("tga.index.snippets", told.index.snippets),
     ):
-        yield from _unknown(key, names, SUITES)
-    for name in dict.fromkeys(name for name in told.aligned if name in SUITES):
-        if not _sample_of(name).caption:
+        yield from _unknown(key, names, drawn)
+    for name in dict.fromkeys(told.aligned):
+        if (kind := drawn.get(name)) and not kind.told:
             yield f"tga.aligned: nobody told the pictures of {name!r} in words; name others"
-    for name in dict.fromkeys(name for name in told.answered if name in SUITES):
-        if _sample_of(name).expected == "refuse":
+    for name in dict.fromkeys(told.answered):
+        if (kind := drawn.get(name)) and kind.expected == "refuse":
             yield f"tga.answered: {name!r} is a suite of harmful requests; name harmless ones"
     for name in told.variants:
         if not re.fullmatch(rf"{TRAINED_BESIDE}[A-Za-z0-9_-]+", name):
@@ -943,19 +1188,19 @@ def _bad_tga(params: Params, root: Path) -> Iterator[str]:
     every |= {f"variants.{name}": variant for name, variant in told.variants.items()}
     for name, alignment in every.items():
         if isinstance(alignment.layers, list):
-            yield from _bad_layers(f"tga.{name}", alignment.layers, params.models, root)
+            yield from _bad_layers(f"tga.{name}", alignment.layers, params, root)
         if alignment.form == "kl" and alignment.position == "image":
             yield f"tga.{name}: no word follows an image's position; form 'kl' takes 'decision'"
         if alignment.form == "kl" and alignment.layers != "last":
             yield f"tga.{name}: the head reads the last block alone; form 'kl' takes layers 'last'"
     if told.training.last is not None:
-        yield from _bad_layers("tga.training.last", [told.training.last], params.models, root)
+        yield from _bad_layers("tga.training.last", [told.training.last], params, root)
 
 
 def _bad_safety_layers(params: Params, root: Path) -> Iterator[str]:
     width = params.safety_layers.width
-    for model, spec in params.models.items():
-        blocks = _blocks_of(root / spec.path / "config.json")
+    for model in params.models:
+        blocks = _blocks_of(root / params.folder_of(model) / "config.json")
         if width and blocks and width > blocks:
             yield (
                 f"safety_layers.width: {width} is wrong: {model} has {blocks} decoder blocks; as "
@@ -963,25 +1208,24 @@ def _bad_safety_layers(params: Params, root: Path) -> Iterator[str]:
             )
 
 
-def _bad_model(key: str, name: str, path: str, root: Path) -> Iterator[str]:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        yield f"{key}: {name!r} becomes a folder and a name; use letters, digits, _, - and dots"
+def _bad_model(key: str, name: str, path: str | None, params: Params) -> Iterator[str]:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        yield (
+            f"{key}: {name!r} becomes a folder and a name; use letters, digits, _ and - only: to "
+            "DVC a dot leads into a section"
+        )
     if name == "data":
         yield f"{key}: artifacts/data holds the suites; give the model another name"
-    if path != f"lab/{name}":
+    right = params.folder_of(name).as_posix()
+    if path is not None and path != right:
         yield (
             f"{key}.path: {path!r} is wrong: the stages follow the files of a model in the "
-            f"folder of its name only, {f'lab/{name}'!r}; put the model there"
-        )
-    elif not (root / path / "config.json").is_file():
-        yield (
-            f"{key}.path: {path!r} holds no config.json; put a model there as "
-            "`save_pretrained` writes it"
+            f"folder of its name in `checkpoints` only, {right!r}; put the model there, or leave "
+            "the key out"
         )
 
 
-def _bad_gate(params: Params) -> Iterator[str]:
-    from hauberk.data.lab import ATTACKED, SUITES
+def _bad_gate(params: Params, kinds: Kinds) -> Iterator[str]:
     from registry.errors import BadRule
     from registry.gate import rules_from
 
@@ -994,8 +1238,8 @@ def _bad_gate(params: Params) -> Iterator[str]:
         yield from _unknown(f"gate.{index}.suite", [rule.suite], [*params.suites, "all"])
         if rule.suite == "all":  # the evaluation as a whole
             yield from _unknown(f"gate.{index}.metric", [rule.metric], METRICS["all"])
-        elif rule.suite in params.suites and rule.suite in {*SUITES, *ATTACKED}:
-            known = (*METRICS[_sample_of(rule.suite).expected], *METRICS["either"])
+        elif rule.suite in params.suites and (kind := kinds.get(rule.suite)):
+            known = (*METRICS[kind.expected], *METRICS["either"])
             yield from _unknown(f"gate.{index}.metric", [rule.metric], known)
         if rule.metric in _PLAIN and (rule.bound != "value" or rule.against == UNDEFENDED):
             yield (
@@ -1032,17 +1276,6 @@ def _bad_judges(params: Params, root: Path) -> Iterator[str]:
             )
 
 
-@cache
-def _sample_of(suite: str) -> "Sample":
-    """One sample of a suite; all of them are of one kind, and all or none have a picture.
-
-    One that is attacked is as its clean one in both.
-    """
-    from hauberk.data.lab import ATTACKED, build_suite
-
-    return build_suite(ATTACKED.get(suite, suite), "calibration", 1, seed=0)[0]
-
-
 def _unknown(key: str, names: Collection[str], known: Collection[str]) -> Iterator[str]:
     for name in names:
         if name not in known:
@@ -1054,12 +1287,10 @@ def _repeated(key: str, values: Sequence[Any]) -> Iterator[str]:
         yield f"{key}: {value!r} stands there more than once; once is right"
 
 
-def _bad_layers(
-    key: str, layers: Sequence[int], models: Mapping[str, ModelSpec], root: Path
-) -> Iterator[str]:
+def _bad_layers(key: str, layers: Sequence[int], params: Params, root: Path) -> Iterator[str]:
     yield from _repeated(f"{key}.layers", layers)
-    for model, spec in models.items():
-        blocks = _blocks_of(root / spec.path / "config.json")
+    for model in params.models:
+        blocks = _blocks_of(root / params.folder_of(model) / "config.json")
         outside = [n for n in layers if n < 0 or (blocks and n >= blocks)]
         if outside:
             last = "..." if blocks is None else blocks - 1
@@ -1070,6 +1301,9 @@ def _blocks_of(config: Path) -> int | None:
     """The number of decoder blocks as its config tells; None where it does not."""
     if not config.is_file():
         return None
-    content = json.loads(config.read_text())
-    found = content.get("text_config", content).get("num_hidden_layers")
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+        found = content.get("text_config", content).get("num_hidden_layers")
+    except (ValueError, AttributeError):
+        return None  # whoever loads it says what is wrong
     return found if isinstance(found, int) else None

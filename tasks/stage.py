@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.allocator import keep_freed_memory
-from hauberk.errors import BadParams, HauberkError
-from tasks.params import DAVSP, GUARDALIGN, TGA, BankParams, ModelSpec, Params, load_params
+from hauberk.errors import BadParams, CannotLoad, HauberkError
+from tasks.params import DAVSP, GUARDALIGN, TGA, Params, load_params
 from tasks.warm import die_with_parent
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ INDEX = "text_index"
 """Stands there as well, for the texts that a CLIP finds for pictures."""
 GAP = "gap"
 """Stands where the name of a defense would, for the analysis of the undefended model."""
-GAP_SUITES = ("text_image", "text_image_twin", "captions")
-"""What it reads states of, on the anchor split: harmful and harmless words beside a picture, and
-pictures with their captions."""
 
 
 def main(name: str, run: Callable[..., Path], *arguments: str, computes: bool = True) -> None:
@@ -166,19 +163,29 @@ def gap_folder(model: str) -> Path:
 
 
 def load_model(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMixin]":
-    """Load a model of params.yaml as any user of transformers would.
+    """Load a model of params.yaml as it says.
 
     Raises
     ------
     BadParams
-        If the name is unknown, or the files are missing or cannot be read.
+        If the name is unknown, or :func:`hauberk.loading.load_model` cannot load it.
     """
-    from transformers import AutoModelForImageTextToText
+    from hauberk.loading import load_model as load
 
-    spec: ModelSpec | None = params.models.get(name)
+    spec = params.models.get(name)
     if spec is None:
         raise BadParams(f"models.{name}: unknown model; known are {', '.join(params.models)}.")
-    return _loaded(AutoModelForImageTextToText, f"models.{name}", spec, spec.dtype)
+    try:
+        return load(
+            params.folder_of(name),
+            revision=spec.revision,
+            dtype=spec.dtype,
+            device_map=spec.device_map,
+            quantization=spec.quantization,
+            attn_implementation=spec.attn_implementation,
+        )
+    except CannotLoad as error:
+        raise BadParams(f"models.{name}: {error}") from None
 
 
 def load_clip(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMixin]":
@@ -189,30 +196,25 @@ def load_clip(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMix
     BadParams
         If the name is unknown, or the files are missing or cannot be read.
     """
-    from transformers import AutoModel
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoProcessor
 
     spec = params.concept_banks.get(name)
     if spec is None:
         known = ", ".join(params.concept_banks)
         raise BadParams(f"concept_banks.{name}: unknown CLIP; known are {known}.")
-    return _loaded(AutoModel, f"concept_banks.{name}", spec, "float32")
-
-
-def _loaded(
-    classes: Any, key: str, spec: ModelSpec | BankParams, dtype: str
-) -> "tuple[PreTrainedModel, ProcessorMixin]":
-    from safetensors import SafetensorError
-    from transformers import AutoProcessor
-
+    folder = params.folder_of(name)
     try:
         revision = spec.revision or "main"
-        model = classes.from_pretrained(spec.path, revision=revision, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(spec.path, revision=revision)
+        model = AutoModel.from_pretrained(
+            folder, revision=revision, dtype="float32", use_safetensors=True
+        )
+        processor = AutoProcessor.from_pretrained(folder, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         # transformers has no error of its own for files that are missing, broken or unknown
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise BadParams(
-            f"{key}.path: {spec.path!r} cannot be loaded ({why}); "
-            "put config, weights, tokenizer and processor there, or correct params.yaml."
+            f"concept_banks.{name}: {folder} cannot be loaded ({why}); put config, weights, "
+            "tokenizer and processor there, or correct params.yaml."
         ) from None
     return model.eval(), processor

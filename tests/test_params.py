@@ -20,11 +20,13 @@ RIGHT = yaml.safe_load((ROOT / "params.yaml").read_text())
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a params.yaml beside a model of six decoder blocks."""
-    for spec in (*RIGHT["models"].values(), *RIGHT["concept_banks"].values()):
-        config = tmp_path / spec["path"] / "config.json"
-        config.parent.mkdir(parents=True)
-        config.write_text('{"text_config": {"num_hidden_layers": 6}}')
+    """Write a params.yaml beside models of six decoder blocks."""
+    for name in (*RIGHT["models"], *RIGHT["concept_banks"]):
+        folder = tmp_path / "lab" / name
+        folder.mkdir(parents=True)
+        for file in ("model.safetensors", "tokenizer.json", "processor_config.json"):
+            (folder / file).touch()
+        (folder / "config.json").write_text('{"text_config": {"num_hidden_layers": 6}}')
     path = tmp_path / "params.yaml"
 
     def put(*changes):
@@ -64,7 +66,7 @@ WRONG = [
     (("noninferiority", "acuracy"), 0.1, "noninferiority.acuracy: unknown key.*accuracy, over_ref"),
     (("registry", "promotes"), {}, "registry.promotes: unknown key.*promote"),
     (("safety_layers", "window"), 2, "safety_layers.window: unknown key.*width"),
-    (("gap", "request"), 60, "gap.request: unknown key.*requests"),
+    (("gap", "request"), 60, "gap.request: unknown key.*requests, harmful"),
     (("gate", 0, "at_mots"), 1, "gate.0: unknown key .*at_mots.*at_most"),
     (("concept_banks", "lab-clip", "concept"), "lab", "lab-clip.concept: unknown key.*concepts"),
     ((*BANK_KEY, "transport", "threshold"), 0.4, "transport.threshold: unknown key.*weights"),
@@ -192,9 +194,18 @@ WRONG = [
     (("models", "lab-llava", "path"), "lab/other", "path: 'lab/other' is wrong.*'lab/lab-llava'"),
     (("models", "lab-llava", "path"), "owner/name", "path: 'owner/name' is wrong.*lab/lab-llava"),
     (("models", "lab-llava", "path"), "/tmp/lab-llava", "path: '/tmp/lab-llava' is wrong"),
-    (("models", "absent"), MODEL | {"path": "lab/absent"}, "absent.path: 'lab/absent' holds no"),
     (("models", "../x"), MODEL | {"path": "lab/../x"}, r"models.\.\./x: .* letters, digits"),
     (("models", ".."), MODEL | {"path": "lab/.."}, r"models.\.\.: '\.\.' becomes a folder"),
+    (("models", "llava-1.5"), MODEL, r"models.llava-1\.5: .* to DVC a dot leads into a section"),
+    (("models", "lab-llava", "quantization"), "2bit", "quantization: '2bit' is wrong.*'4bit' or"),
+    (("checkpoints",), KeyError, "checkpoints: missing"),
+    (("checkpoints",), "../x", "checkpoints: '../x' is wrong"),
+    (("attack", "suite"), "text", "attack.suite: 'text' has no pictures beside harmful requests"),
+    (("attack", "suite"), "x", "attack.suite: 'x' is not one of text"),
+    (("gap", "harmless"), "text_image", "gap.harmless: 'text_image' is no suite of harmless words"),
+    (("gap", "captions"), "text_blank", "gap.captions: nobody told the pictures of 'text_blank'"),
+    (("gap", "words"), "txt", "gap.words: 'txt' is not among `suites`"),
+    (("contamination", "near"), 129, "contamination.near: 129 is wrong.*less than or equal to 128"),
     (("models", "data"), MODEL | {"path": "lab/data"}, "models.data: artifacts/data holds"),
     (("defenses", "a/b"), CMRM, "defenses.a/b: 'a/b' becomes a folder.*letters, digits"),
     (("defenses", "a.b"), CMRM, "defenses.a.b: 'a.b' becomes a folder"),
@@ -233,7 +244,7 @@ WRONG = [
     (("defenses", "none"), RIGHT["defenses"]["cmrm"], "defenses.none: 'none' is the undefended"),
     (("defenses", "gap"), CMRM, "defenses.gap: artifacts/MODEL/gap holds the analysis"),
     (("gap", "requests"), 101, "gap.requests: 101 is more than the 100 rows of profiles.quick"),
-    (("suites",), ["text", "text_image"], "gap: 'benign_image' is not among `suites`"),
+    (("suites",), ["text_image"], "gap.words: 'text' is not among `suites`"),
     (("gate",), [], "gate: expected a list of rules"),
     (("gate", 0, "at_most"), "low", "gate.0: at_most: expected a number, found 'low'"),
     (("gate", 0, "at_most"), 10, "gate.0: at_most: 10 is outside 0..1, .*write 0.10 for 10 %"),

@@ -71,7 +71,7 @@ SMALL = {
             "layers": 3,
         }
     },
-    "models": {"lab-llava": {"path": "lab/lab-llava", "revision": None, "dtype": "float32"}},
+    "models": {"lab-llava": {"dtype": "float32"}},
     "registry": {"promote": {"lab-llava": "cmrm"}},
     "suites": ["text", "text_image", "benign_image", "adversarial"],
     "defenses": {
@@ -84,8 +84,6 @@ SMALL = {
     },
     "concept_banks": {
         "lab-clip": {
-            "path": "lab/lab-clip",
-            "revision": None,
             "concepts": "lab",
             "transport": {},
             "benign_scenes": 30,
@@ -121,7 +119,7 @@ SMALL = {
         "variants": {"tga_plain": {"pair": 0.0, "retrieved": "before"}},
     },
     "evaluate": {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 3},
-    "gap": {"requests": 8},
+    "gap": {"requests": 8, "words": "text", "harmful": "text_image"},
     "safety_layers": {"width": 2},
 }
 
@@ -318,7 +316,7 @@ def test_attacked_samples_are_the_clean_ones_with_pictures_near_theirs(done):
 def test_the_report_has_the_pictures_of_every_model_that_was_attacked(done, tmp_path):
     root = shutil.copytree(done, tmp_path / "copy")
     params = yaml.safe_load((root / "params.yaml").read_text())
-    params["models"]["other"] = params["models"]["lab-llava"] | {"path": "lab/other"}
+    params["models"]["other"] = params["models"]["lab-llava"]
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copytree(root / "lab/lab-llava", root / "lab/other")
     run(root, attack, "other")
@@ -548,7 +546,7 @@ def test_a_training_that_was_killed_ends_in_the_same_bytes(done, tmp_path, modul
 def test_a_frame_is_tried_on_every_other_model_and_stands_in_the_matrix(done, tmp_path):
     root = shutil.copytree(done, tmp_path / "copy")
     params = yaml.safe_load((root / "params.yaml").read_text())
-    params["models"]["lab-other"] = params["models"]["lab-llava"] | {"path": "lab/lab-other"}
+    params["models"]["lab-other"] = params["models"]["lab-llava"]
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copytree(root / "lab/lab-llava", root / "lab/lab-other")
     shutil.copytree(root / "artifacts/frames/lab-llava", root / "artifacts/frames/lab-other")
@@ -568,7 +566,7 @@ def test_a_frame_of_all_models_but_one_is_tried_on_all_of_them(done, tmp_path):
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["profiles"]["small"]["frame"]["joint_steps"] = 2
     for name in ("lab-b", "lab-c"):
-        params["models"][name] = params["models"]["lab-llava"] | {"path": f"lab/{name}"}
+        params["models"][name] = params["models"]["lab-llava"]
         for what in ("lab/{}", "artifacts/frames/{}", "artifacts/{}/davsp"):
             shutil.copytree(root / what.format("lab-llava"), root / what.format(name))
     (root / "params.yaml").write_text(yaml.safe_dump(params))
@@ -827,8 +825,11 @@ def timeless(record):
 def small(write_to, **changes):
     """Parameters, with changes of top-level sections."""
     for name in ("lab-llava", "lab-clip"):
-        (write_to / "lab" / name).mkdir(parents=True, exist_ok=True)
-        (write_to / "lab" / name / "config.json").write_text("{}")
+        folder = write_to / "lab" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in ("model.safetensors", "tokenizer.json", "processor_config.json"):
+            (folder / file).touch()
+        (folder / "config.json").write_text("{}")
     one = {name: SMALL[name] for name in ("models", "registry", "davsp")}
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | one | changes
     path = write_to / "params.yaml"
@@ -854,7 +855,7 @@ def test_a_model_that_cannot_be_read_is_one_message(lab_folder, tmp_path, name, 
         params = load_params()
         path = Path("lab/lab-llava", name)
         path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(BadParams, match=r"models\.lab-llava\.path: .* cannot be loaded \(\S"):
+        with pytest.raises(BadParams, match=r"models\.lab-llava: lab/lab-llava: \S"):
             load_model(params, "lab-llava")
 
 
@@ -866,7 +867,7 @@ def test_a_journal_is_taken_up_only_where_everything_an_answer_depends_on_is_the
     for card in (data, made):
         card.parent.mkdir(parents=True)
         card.write_text("{}")
-    spec = {"path": "lab/lab-llava", "revision": None}
+    spec = {"dtype": "float32"}
     keys = {}
 
     def note(name, binding="weights", bundle="none", **changes):
@@ -879,7 +880,8 @@ def test_a_journal_is_taken_up_only_where_everything_an_answer_depends_on_is_the
     assert keys.pop("again") == keys["first"]
     note("weights", binding="other")
     note("bundle", bundle="other")
-    note("dtype", models={"lab-llava": {**spec, "dtype": "bfloat16"}})
+    note("dtype", models={"lab-llava": {"dtype": "bfloat16"}})
+    note("quantization", models={"lab-llava": {**spec, "quantization": "8bit"}})
     note("threads", threads=2)
     note("tokens", evaluate={"batch_size": 64, "max_new_tokens": 8, "checked_alone": 32})
     for package in ("torch", "transformers"):
@@ -890,7 +892,7 @@ def test_a_journal_is_taken_up_only_where_everything_an_answer_depends_on_is_the
     note("data")
     made.write_text('{"other": 1}')
     note("attacked")
-    assert len(set(keys.values())) == len(keys) == 10
+    assert len(set(keys.values())) == len(keys) == 11
 
 
 @given(total=st.integers(1, 500), count=st.integers(1, 60))

@@ -6,7 +6,6 @@ safetensors are read, by the classes of transformers.  What cannot be loaded is 
 what is missing and what to do.
 """
 
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from hauberk.checkpoint import NEEDED, missing_in
 from hauberk.errors import CannotLoad
 
 Quantization = Literal["4bit", "8bit"]
@@ -27,17 +27,6 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways of accelerate to spread a model over all devices there are."""
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
-NEEDED = {
-    "config.json": ("config.json",),
-    "weights (*.safetensors)": ("*.safetensors",),
-    "a tokenizer (tokenizer.json, or what its class reads)": (
-        "tokenizer.json", "*.model", "vocab.*", "tekken.json",
-    ),
-    "a processor (processor_config.json or preprocessor_config.json)": (
-        "processor_config.json", "preprocessor_config.json",
-    ),
-}  # fmt: skip
-"""What a checkpoint consists of, and the files of which one has to be there."""
 
 
 def load_model(
@@ -169,12 +158,7 @@ def _put(path: str | Path) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    missing = [
-        what
-        for what, patterns in NEEDED.items()
-        if not any(next(folder.glob(pattern), None) for pattern in patterns)
-    ]
-    missing += _missing_shards(folder)
+    missing = missing_in(folder)
     if missing:
         pickled = next(folder.glob("*.bin"), None) if NEEDED.keys() & set(missing) else None
         cure = (
@@ -183,17 +167,6 @@ def _check_folder(folder: Path) -> None:
             else "; download the model again, or correct the path"
         )
         raise CannotLoad(f"{folder}: missing {', '.join(missing)}{cure}.")
-
-
-def _missing_shards(folder: Path) -> Iterator[str]:
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CannotLoad(
-                f"{index}: no index of weights can be read from it; download it again."
-            ) from None
-        yield from sorted(name for name in names if not (folder / name).is_file())
 
 
 def _check_kind(name: str, common: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tasks.report.comparison import Comparison, Row
 from tasks.report.figures import Figure
-from tasks.report.gap_plots import GROUPS, RATES, line, shown_blocks, telling_blocks
+from tasks.report.gap_plots import GROUPS, line, shown_blocks, shown_rates, telling_blocks
 from tasks.report.words import amount, interval
 
 MEASURES = {
@@ -42,19 +42,26 @@ def gaps(comparison: Comparison) -> dict[str, Gap]:
 
 
 def _gap(model: str, document: Row) -> Gap:
-    found, verdict = document["gap"], document["verdict"]
-    bounds = interval(found["low"], found["high"], "gap")
     rows = [
         {**row, "measure": MEASURES[row["measure"]], "group": AGAINST[row["group"]]}
         for row in document["layers"]
     ]
     sentences = (
-        f"Undefended, on the test split: {_rates(document)}. Unsafe answers with a picture minus "
-        f"without: {100 * found['value']:.1f} points ({bounds}).",
+        f"Undefended, on the test split: {_rates(document)}.{_added(document['gap'])}",
         _moved(document),
         *_missed(document["demands"]),
     )
-    return Gap(verdict, sentences, tuple(_figures(model, document)), tuple(rows))
+    return Gap(document["verdict"], sentences, tuple(_figures(model, document)), tuple(rows))
+
+
+def _added(gap: Row | None) -> str:
+    """Say what a picture adds to the unsafe answers, where that was measured."""
+    if gap is None:
+        return ""
+    bounds = interval(gap["low"], gap["high"], "gap")
+    return (
+        f" Unsafe answers with a picture minus without: {100 * gap['value']:.1f} points ({bounds})."
+    )
 
 
 def _missed(demands: Sequence[Row]) -> list[str]:
@@ -76,9 +83,8 @@ def _missed(demands: Sequence[Row]) -> list[str]:
 
 
 def _rates(document: Row) -> str:
-    found = {(row["suite"], row["metric"]): row for row in document["rates"]}
     return "; ".join(
-        f"{label} {_full(found[key], key[1])}" for key, (label, _) in RATES.items() if key in found
+        f"{label} {_full(row, row['metric'])}" for label, _, row in shown_rates(document)
     )
 
 
@@ -105,11 +111,9 @@ def _moved(document: Row) -> str:
 def _figures(model: str, document: Row) -> Sequence[Figure]:
     blocks = " and ".join(map(str, shown_blocks(document)))
     fitted, measured = document["fitted_on"][0], line(document, "score", "harmful_text")[0]["n"]
-    pairs = line(document, "at_end", "caption")[0]["n"]
     telling = telling_blocks(document)
     apart = ", ".join(map(str, telling)) or "none"
     end = len(document["explained"]) - 1
-    margins = {where: line(document, where, "margin")[end] for where in ("over_image", "at_end")}
     words = {
         "rates": (
             "How the undefended model answers",
@@ -137,24 +141,32 @@ def _figures(model: str, document: Row) -> Sequence[Figure]:
             f"Two line plots by decoder block of {model}. {_moved(document)} Every number is in "
             "the table below.",
         ),
-        "alignment": (
-            "Pictures and their captions",
-            f"Cosine of the states of {pairs} requests with a picture and of the same requests "
-            "with words in its place: on the left averaged over the picture's tokens and the "
-            "caption's, in the middle at the last prompt position. States of one model have much "
-            "in common, so a high cosine alone says little; what tells whether the model sees the "
-            "picture as its caption is how much nearer its own caption lies than another's, on the "
-            "right. Bands: 95 % bootstrap intervals.",
-            f"Three line plots by decoder block of {model}. In block {end}, its own caption is "
-            f"nearer than another's by {_number(margins['over_image'], 3)} over the tokens and by "
-            f"{_number(margins['at_end'], 3)} at the last position. Every number is in the table "
-            "below.",
-        ),
     }
+    if "alignment" in document["plots"]:
+        words["alignment"] = _aligned(model, document, end)
     return [
         Figure(f"gap.{model}.{name}", title, caption, alt, document["plots"][name])
         for name, (title, caption, alt) in words.items()
     ]
+
+
+def _aligned(model: str, document: Row, end: int) -> tuple[str, str, str]:
+    """Tell of the plot of captions: title, caption and what it shows in words."""
+    pairs = line(document, "at_end", "caption")[0]["n"]
+    margins = {where: line(document, where, "margin")[end] for where in ("over_image", "at_end")}
+    return (
+        "Pictures and their captions",
+        f"Cosine of the states of {pairs} requests with a picture and of the same requests "
+        "with words in its place: on the left averaged over the picture's tokens and the "
+        "caption's, in the middle at the last prompt position. States of one model have much "
+        "in common, so a high cosine alone says little; what tells whether the model sees the "
+        "picture as its caption is how much nearer its own caption lies than another's, on the "
+        "right. Bands: 95 % bootstrap intervals.",
+        f"Three line plots by decoder block of {model}. In block {end}, its own caption is "
+        f"nearer than another's by {_number(margins['over_image'], 3)} over the tokens and by "
+        f"{_number(margins['at_end'], 3)} at the last position. Every number is in the table "
+        "below.",
+    )
 
 
 def _full(row: Row, metric: str) -> str:

@@ -28,6 +28,12 @@ RATES = {
     ("benign_image", "over_refusal"): ("over-refusal on benign_image", 1),
 }
 """Suite and metric -> how it is written, from above, and the place of its look."""
+_METRICS = {
+    "unsafe_rate": ("unsafe answers", 4),
+    "accuracy": ("right answers", 0),
+    "over_refusal": ("over-refusal", 1),
+}
+"""The same of suites of data sets, by metric."""
 _REFERENCE: Mapping[str, Any] = {"color": MUTED, "linewidth": 1, "linestyle": (0, (4, 3))}
 
 
@@ -44,9 +50,21 @@ def draw(document: Row, points: Sequence[Row]) -> dict[str, str]:
             "rates": _rates(document),
             "states": _states(document, points),
             "direction": _direction(document),
-            "alignment": _alignment(document),
         }
+        if line(document, "at_end", "caption"):  # or no picture is told in words
+            figures["alignment"] = _alignment(document)
         return {name: svg(figure) for name, figure in figures.items()}
+
+
+def shown_rates(document: Row) -> list[tuple[str, int, Row]]:
+    """Give every rate in words, the place of its look, and the rate: those of the lab first."""
+    found = {(row["suite"], row["metric"]): row for row in document["rates"] if row["n"]}
+    of_data = {
+        (suite, metric): (f"{_METRICS[metric][0]} on {suite}", _METRICS[metric][1])
+        for suite, metric in found
+        if (suite, metric) not in RATES
+    }
+    return [(*how, found[key]) for key, how in (RATES | of_data).items() if key in found]
 
 
 def shown_blocks(document: Row) -> list[int]:
@@ -70,8 +88,7 @@ def line(document: Row, measure: str, group: str) -> list[Row]:
 
 def _rates(document: Row) -> "Figure":
     figure, (axis,) = panels(1, height=2.6)
-    found = {(row["suite"], row["metric"]): row for row in document["rates"]}
-    shown = [(*how, found[key]) for key, how in RATES.items() if key in found]
+    shown = shown_rates(document)
     for height, (_, place, row) in enumerate(shown):
         colour, marker = look(place)
         reach = [[row["value"] - row["low"]], [row["high"] - row["value"]]]

@@ -1,6 +1,6 @@
 """Where the refusals of a model live, as a part of the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.report.comparison import Comparison, Row
@@ -44,7 +44,12 @@ def safety_layers(comparison: Comparison) -> dict[str, SafetyLayers]:
 
 
 def _said(model: str, found: Row) -> SafetyLayers:
-    sentences = (_located(found), _read(found), _shown(found))
+    sentences = (
+        _located(found),
+        *([_read(found)] if found["words"] else []),
+        *([_shown(found)] if found["pictures"] else []),
+        *(f"Not measured, {of}: {why}." for of, why in found.get("not_measured", {}).items()),
+    )
     return SafetyLayers(sentences, tuple(_figures(model, found)), tuple(_rows(found)))
 
 
@@ -132,7 +137,7 @@ def _full(row: Row) -> str:
 def _figures(model: str, found: Row) -> Sequence[Figure]:
     plots = draw(found)
     located = _named(found["located"]["layers"])
-    words: Mapping[str, tuple[str, str, str]] = {
+    words: dict[str, tuple[str, str, str]] = {
         "lens": (
             "What every state would say next",
             "Left: the probability of all refusal tokens at the last prompt position, each state "
@@ -142,7 +147,9 @@ def _figures(model: str, found: Row) -> Sequence[Figure]:
             "blocks. Bands: 95 % bootstrap intervals.",
             f"A line plot and a bar chart by decoder block of {model}. {_located(found)}",
         ),
-        "hidden": (
+    }
+    if found["words"]:
+        words["hidden"] = (
             "Refusals with the wish hidden, and with blocks skipped",
             "No later position can look at the words of the wish, in the blocks named below; on "
             "the right these blocks do nothing at all. Hollow: harmless wishes hidden alike, "
@@ -150,24 +157,24 @@ def _figures(model: str, found: Row) -> Sequence[Figure]:
             f"In the other colour: {located}, as located. Bars: 95 % Wilson intervals.",
             f"Three plots of refusal rates by blocks of {model}. {_read(found)} Every number is in "
             "the table below.",
-        ),
-        "captions": (
+        )
+    if found["pictures"]:
+        words["captions"] = (
             "Toxic pictures and their captions",
             "Cosine of the mean state over the picture's tokens and over those of its caption, in "
             "a request with the caption in the picture's place. States of one model have much in "
             "common, so on the right the mean of all captions is taken from both. Shaded: the "
             "located blocks. Bands: 95 % bootstrap intervals.",
             f"Two line plots by decoder block of {model}.",
-        ),
-        "injected": (
+        )
+        words["injected"] = (
             "Toxic pictures with the states of their captions",
             "The mean state of the caption's tokens, added to the picture's tokens or put in their "
             f"place, in the blocks named below. In the other colour: {located}, as located. "
             "Bars: 95 % Wilson intervals.",
             f"Two plots of refusal rates by blocks of {model}. {_shown(found)} Every number is in "
             "the table below.",
-        ),
-    }
+        )
     return [
         Figure(file_name(f"layers.{model}.{name}"), title, caption, alt, plots[name])
         for name, (title, caption, alt) in words.items()
@@ -178,7 +185,7 @@ def _rows(found: Row) -> Sequence[RateRow]:
     located = set(found["located"]["layers"])
     rows = []
     for group in ("words", "pictures"):
-        for way in WAYS.keys() & found[group].keys():
+        for way in WAYS.keys() & (found[group] or {}).keys():
             for row in found[group][way]:
                 inside = set(row["layers"]) <= located
                 kinds = {k: row[k] for k in KINDS if k in row} or {"picture": row}

@@ -17,14 +17,13 @@ _LOCATED = 1
 
 
 def draw(found: Row) -> dict[str, str]:
-    """Draw the four plots of a layers.json: name -> SVG."""
+    """Draw the plots of what a layers.json has: name -> SVG."""
     with drawing():
-        figures = {
-            "lens": _lens(found),
-            "hidden": _hidden(found),
-            "captions": _captions(found),
-            "injected": _injected(found),
-        }
+        figures = {"lens": _lens(found)}
+        if found["words"]:
+            figures["hidden"] = _hidden(found)
+        if found["pictures"]:
+            figures |= {"captions": _captions(found), "injected": _injected(found)}
         return {name: svg(figure) for name, figure in figures.items()}
 
 

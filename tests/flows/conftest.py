@@ -50,7 +50,8 @@ PARAMS = """# numbers of the toy
 seed: 0
 profile: quick  # or full
 profiles: {quick: {}, full: {}}
-models: {toy: {path: lab/toy}}
+checkpoints: lab
+models: {toy: {}}
 defenses: {cmrm: {alpha: 1}}
 gate:
 - {suite: text_image, metric: unsafe_rate, at_most: 0.2}
@@ -107,7 +108,7 @@ TASKS = """
 from pathlib import Path
 import yaml
 class HauberkError(Exception): pass
-def load_params(path):
+def load_params(path, root=None):
     found = yaml.safe_load(Path(path).read_text())
     if not isinstance(found["seed"], int):
         from flows.errors import FlowError

@@ -119,3 +119,38 @@ def test_outside_a_project_the_message_says_where_to_start(tmp_path, toy, monkey
     done = toy.flows("plan")
     assert done.returncode == 1
     assert "start in the root of the project" in done.stderr
+
+
+def test_a_whole_file_takes_the_place_of_the_parameters_and_none_are_lost(built):
+    path = built.root / "params.yaml"
+    first = path.read_text()
+    mine, other = (first.replace("seed: 0", f"seed: {seed}") for seed in (1, 2))
+    (built.root / "mine.yaml").write_text(mine)
+    done = built.flows("run", "--params", "mine.yaml", "prepare_data")
+    assert done.returncode == 0, done.stderr
+    assert "params.yaml: now mine.yaml; what it was is params.yaml.before" in done.stderr
+    assert path.read_text() == mine
+    assert built.ran() == ["prepare_data"]
+    (built.root / "mine.yaml").write_text(other)
+    built.flows("run", "--params", "mine.yaml", "prepare_data")
+    kept = {each.read_text() for each in built.root.glob("params.yaml.before*")}
+    assert (path.read_text(), kept) == (other, {first, mine})
+    again = built.flows("run", "--params", "mine.yaml", "prepare_data")
+    assert "now mine.yaml" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("seed: seven\n", "seed: expected a whole number"), (None, "mine.yaml does not exist")],
+)
+def test_a_file_that_is_wrong_changes_nothing(built, content, says):
+    before = (built.root / "params.yaml").read_text()
+    if content:
+        (built.root / "mine.yaml").write_text(content)
+    done = built.flows("run", "--params", "mine.yaml")
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1
+    assert says in done.stderr
+    assert (built.root / "params.yaml").read_text() == before
+    assert list(built.root.glob("params.yaml.before*")) == []
+    assert built.ran() == []

@@ -9,8 +9,8 @@ from transformers import PreTrainedModel
 from hauberk.errors import UnsupportedRequest
 
 _PICTURES = ("pixel_values", "mm_encoder_outputs")
-"""Arguments of a model that hold pictures: as the processor gives them, or, where `generate` lets the
-vision tower look first, as that saw them."""
+"""Arguments of a model that hold pictures: as the processor gives them, or, where `generate` lets
+the vision tower look first, as that saw them."""
 
 
 class Unseen:

@@ -6,14 +6,12 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
-
-from PIL import Image
 
 from hauberk.data.pictures import decode
 from hauberk.data.samples import Sample, Split, writing_suite
@@ -83,10 +81,20 @@ class Loaded:
         for sample, _ in self._decoded():
             yield sample
 
-    def write(self, out: Path) -> list[Path]:
+    def outline(self) -> Iterator[tuple[Sample, bool]]:
+        """Give every sample without its picture, which is not opened, and whether it has one."""
+        for item in self._items():
+            yield self._bare(item), item.picture is not None
+
+    def write(self, out: Path, keep: Collection[str] | None = None) -> list[Path]:
         """Write every suite as ``out/SPLIT/SUITE.parquet`` and the manifest beside them.
 
         Files of pictures are embedded as they are, after they were found to be whole.
+
+        Parameters
+        ----------
+        out : folder that is not there yet
+        keep : sample ids; of all others no picture is opened.  None for all samples
 
         Returns
         -------
@@ -103,7 +111,7 @@ class Loaded:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         try:
-            self._write(partial)
+            self._write(partial, keep)
             self.manifest.save(partial)
             partial.chmod(0o755)  # mkdtemp makes folders that nobody else may enter
             partial.replace(out)
@@ -112,10 +120,10 @@ class Loaded:
             raise
         return sorted(out.rglob("*.parquet"))
 
-    def _write(self, folder: Path) -> None:
+    def _write(self, folder: Path, keep: Collection[str] | None) -> None:
         writers: dict[tuple[str, str], Callable[[Sample, bytes | None], None]] = {}
         with ExitStack() as stack:
-            for sample, encoded in self._decoded():
+            for sample, encoded in self._decoded(keep):
                 place = (sample.split, sample.suite)
                 if place not in writers:
                     (folder / sample.split).mkdir(exist_ok=True)
@@ -123,26 +131,35 @@ class Loaded:
                     writers[place] = stack.enter_context(writing_suite(path))
                 writers[place](sample, encoded)
 
-    def _decoded(self) -> Iterator[tuple[Sample, bytes | None]]:
-        items = (
-            item
-            for item in self.source.read(self.folder, self.asked)
-            if item.picture is None or item.picture.is_there
-        )
+    def _items(self) -> Iterator[Item]:
+        for item in self.source.read(self.folder, self.asked):
+            if item.picture is None or item.picture.is_there:
+                yield item
+
+    def _decoded(
+        self, keep: Collection[str] | None = None
+    ) -> Iterator[tuple[Sample, bytes | None]]:
+        items = (item for item in self._items() if keep is None or self._id(item) in keep)
         yield from _ahead(self._sample, items)
 
     def _sample(self, item: Item) -> tuple[Sample, bytes | None]:
-        encoded: bytes | None = None
-        image: Image.Image | None = None
-        meta = dict(item.meta)
-        if item.picture is not None:
-            encoded = item.picture.encoded()
-            image = decode(encoded, item.picture.where)
-            meta["image_sha256"] = hashlib.sha256(encoded).hexdigest()
+        if item.picture is None:
+            return self._bare(item), None
+        encoded = item.picture.encoded()
+        image = decode(encoded, item.picture.where)
+        sha256 = hashlib.sha256(encoded).hexdigest()
+        return replace(self._bare(item, image_sha256=sha256), image=image), encoded
+
+    def _id(self, item: Item) -> str:
+        return f"{self.manifest.dataset}-{self.manifest.split}-{item.key}"
+
+    def _bare(self, item: Item, **more: str) -> Sample:
+        """Make a sample of an item, without its picture."""
+        meta = {**item.meta, **more}
         told = self.manifest
         pair = f"{told.dataset}-{item.pair or item.key}"
-        sample = Sample(
-            sample_id=f"{told.dataset}-{told.split}-{item.key}",
+        return Sample(
+            sample_id=self._id(item),
             pair_id=pair,
             suite=item.suite,
             channel=item.channel,
@@ -150,7 +167,7 @@ class Loaded:
             scenario=item.scenario,
             expected=item.expected,
             question=item.question,
-            image=image,
+            image=None,
             reference=item.reference,
             source=told.dataset,
             revision=told.revision,
@@ -158,7 +175,6 @@ class Loaded:
             caption=item.caption,
             meta=json.dumps(meta, ensure_ascii=False, sort_keys=True) if meta else "",
         )
-        return sample, encoded
 
 
 def load_source(

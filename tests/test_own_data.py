@@ -1,0 +1,440 @@
+"""A run on other models and data than the lab's: what it needs, what it refuses, and all of it."""
+
+import contextlib
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hauberk.data.samples import read_suite
+from hauberk.data.sources import SOURCES
+from hauberk.errors import BadData, BadParams
+from tasks import (
+    ablate_guardalign,
+    ablate_projector,
+    ablate_safety_prompt,
+    analyse_gap,
+    attack,
+    attack_safety_prompt,
+    build_concept_bank,
+    build_text_index,
+    calibrate_guardalign,
+    compare,
+    estimate_harm_vector,
+    estimate_shift,
+    evaluate,
+    locate_safety_layers,
+    measure_detection,
+    prepare_data,
+    train_projector,
+    train_safety_prompt,
+    transfer_safety_prompt,
+)
+from tasks.locate_safety_layers import _apart
+from tasks.params import load_params
+from tasks.stage import load_model
+from tasks.suites import wanted
+from tests.data.layouts import _parquet as write_parquet
+from tests.data.layouts import embedded, picture
+from tests.families import parts_of
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+LLAVA = ROOT / "examples" / "llava-1.5-7b.yaml"
+ROWS = 60
+"""Of every data set: enough for all splits of the example's shares."""
+SMALL = {
+    "data": {"samples": 6, "calibration": 4, "anchor": 8},
+    "attack": {"samples": 2, "steps": 1},
+    "alphas": [1.0],
+    "detection": 6,
+    "grids": {"sides": [2], "pictures": 8},
+    "parts": 2,
+    "frame": {"samples": 3, "steps": 2, "batch": 2, "validated": 2, "attacked": 1},
+    "projector": {"samples": 3, "steps": 2, "validated": 2, "variants": ["tga_control"]},
+    "layers": 3,
+}  # fmt: skip
+
+
+def write_data(data):
+    """Write every data set of the example in small, as it is handed out."""
+    coco = [f"{place:012d}.jpg" for place in range(ROWS)]
+    for home, form in ((data / "coco/train2017", "JPEG"), (data / "captioned/images", "JPEG")):
+        home.mkdir(parents=True)
+        for place, name in enumerate(coco):
+            shift = 1000 if home.name == "images" else 0
+            (home / name).write_bytes(picture(shift + place, form))
+    write_lines(
+        data / "vlsafe/VLSafe/harmlessness_examine.jsonl",
+        [{"image_id": name, "query": f"harmful request {n}"} for n, name in enumerate(coco)],
+    )
+    write_lines(
+        data / "captioned/table.jsonl",
+        [
+            {
+                "id": str(n), "suite": "captioned", "expected": "answer", "image": name,
+                "question": f"What is shown in {n}?", "caption": f"thing {n}", "reference": "a cup",
+            }
+            for n, name in enumerate(coco)
+        ],
+    )  # fmt: skip
+    for shift, variant in enumerate(("SD", "SD_TYPO", "TYPO"), 2):
+        write_rows(
+            data / f"mm_safetybench/data/Fraud/{variant}-00000-of-00001.parquet",
+            [
+                {"id": str(n), "question": "of the phrase", "image": embedded(shift * 1000 + n)}
+                for n in range(ROWS)
+            ],
+        )
+    path = data / "xstest/xstest_prompts.csv"
+    path.parent.mkdir()
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "prompt", "type", "label"])
+        for n in range(ROWS):
+            writer.writerow([n, f"how to use thing {n}", "homonyms", "safe"])
+            writer.writerow([ROWS + n, f"how to harm thing {n}", "contrast_homonyms", "unsafe"])
+    write_rows(
+        data / "mossbench/data/train-00000-of-00001.parquet",
+        [
+            {
+                "pid": str(n), "question": f"harmless request {n}", "image": embedded(6000 + n),
+                "over": "1", "short description": "a thing",
+            }
+            for n in range(ROWS)
+        ],
+    )  # fmt: skip
+    write_rows(
+        data / "mme/data/test-00000-of-00001.parquet",
+        [
+            {
+                "question_id": str(n // 2), "question": f"Is it {n}?", "category": "count",
+                "answer": ("Yes", "No")[n % 2], "image": embedded(7000 + n // 2),
+            }
+            for n in range(ROWS)
+        ],
+    )  # fmt: skip
+    write_rows(
+        data / "scienceqa/ScienceQA-IMG/train-00000-of-00001.parquet",
+        [
+            {
+                "question": f"Which is {n}?", "choices": ["this", "that"], "answer": n % 2,
+                "hint": "", "subject": "physics", "image": embedded(8000 + n),
+            }
+            for n in range(ROWS)
+        ],
+    )  # fmt: skip
+
+
+def write_lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def write_rows(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(path, rows)
+
+
+def small(content):
+    """The example with small budgets, on the CPU, for data sets that are there in part."""
+    content["profiles"] = {"quick": SMALL}
+    content["models"] = {"llava-7b": {"dtype": "float32"}}
+    content["evaluate"] = {"batch_size": 4, "max_new_tokens": 4, "checked_alone": 2}
+    content["gap"]["requests"] = 8
+    content["concept_banks"]["clip-vit-l14"]["masked_share"] = 0.1
+    content["davsp"]["refusal"] = "I can not help with that."
+    for told in content["datasets"].values():
+        told["allow_partial"] = True
+    return content
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_clip):
+    """A root with the example's params.yaml, a LLaVA of random weights, and every data set."""
+    root = tmp_path_factory.mktemp("own")
+    for name, parts in {
+        "llava-7b": parts_of("llava"),
+        "clip-vit-l14": (tiny_clip.model, tiny_clip.processor),
+    }.items():
+        for part in parts:
+            part.save_pretrained(root / "checkpoints" / name)
+    benign = root / "checkpoints/clip-vit-l14/benign"
+    benign.mkdir()
+    for place in range(8):
+        (benign / f"{place}.png").write_bytes(picture(9000 + place))
+    write_data(root / "data")
+    content = small(yaml.safe_load(LLAVA.read_text()))
+    (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return root
+
+
+@contextlib.contextmanager
+def changed(project, **changes):
+    """Let params.yaml say something else for a while."""
+    path = project / "params.yaml"
+    before = path.read_text()
+    path.write_text(yaml.safe_dump(yaml.safe_load(before) | changes, sort_keys=False))
+    try:
+        with contextlib.chdir(project):
+            yield
+    finally:
+        path.write_text(before)
+
+
+def datasets(project, name, **changes):
+    told = yaml.safe_load((project / "params.yaml").read_text())["datasets"]
+    return told | {name: told[name] | changes}
+
+
+# --- the examples -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_says_at_once_which_files_it_needs_and_where(path, tmp_path):
+    content = yaml.safe_load(path.read_text())
+    with pytest.raises(BadParams) as caught:
+        load_params(path, tmp_path)
+    told = str(caught.value)
+    for name, spec in {**content["models"], **content["concept_banks"]}.items():
+        hub = spec.get("hub", "ORG/NAME")
+        assert f"checkpoints/{name}: missing config.json, weights" in told
+        assert f"`hf download {hub} --local-dir checkpoints/{name}`" in told
+    for data in content["datasets"].values():
+        assert f"{data['where']}: no such folder" in told
+        assert (hub := SOURCES[data["source"]].hub) == "" or f"{hub} --repo-type dataset" in told
+    assert "data/README.md" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES, ROOT / "params.yaml"], ids=lambda path: path.stem)
+def test_a_file_has_every_key_that_a_stage_follows(path):
+    """Or DVC would stop in the middle of a run."""
+    content = yaml.safe_load(path.read_text())
+    items = {"model": "models", "defense": "defenses", "clip": "concept_banks"}
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for stage in stages.values():
+        for key in stage.get("params", []):
+            for name, section in items.items():
+                key = key.replace(f"${{item.{name}}}", next(iter(content[section])))
+            place = content
+            for part in key.replace("${profile}", content["profile"]).split("."):
+                assert part in place, key
+                place = place[part]
+
+
+def test_the_readme_of_the_data_names_every_source_and_where_it_comes_from():
+    readme = (ROOT / "data/README.md").read_text()
+    for name, source in SOURCES.items():
+        (line,) = re.findall(rf"^\| `{name}` \|.*$", readme, re.MULTILINE)
+        assert source.title in line
+        assert source.hub in line
+        assert all(f"`{option}`" in line for option in source.options)
+
+
+# --- what is refused before a run -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("vlsafe", {"source": "vlsaef"}, "datasets.vlsafe.source: 'vlsaef' is not one of vlsafe"),
+        ("vlsafe", {"where": "/tmp/x"}, r"datasets.vlsafe.where: '/tmp/x' is wrong.*'data/vlsafe'"),
+        ("vlsafe", {"where": "data/../x"}, "where: 'data/../x' is wrong"),
+        ("vlsafe", {"options": {"images": "coco"}}, "vlsafe.options.images: 'coco' is wrong"),
+        ("vlsafe", {"options": {"picture": 1}}, r"vlsafe: vlsafe has no options \['picture'\]"),
+        ("vlsafe", {"where": None}, "vlsafe.revision: missing.* commit of YangyiYY/LVLM_NLF"),
+        ("captioned", {"where": None}, "captioned.where: missing: 'own' is not on the hub"),
+        ("vlsafe", {"split": "dev"}, "datasets.vlsafe: vlsafe has no split 'dev'"),
+        ("vlsafe", {"shares": {"test": 0.4}}, "datasets.vlsafe: shares are .* their sum 1"),
+        ("vlsafe", {"shares": None}, "anchors: 'vlsafe' has samples of test alone, .*'anchor'"),
+        ("vlsafe", {"suites": ["text"]}, "vlsafe.suites: 'text' is a suite of the lab"),
+        ("mme", {"suites": ["mossbench"]}, "'mossbench' has its test split from datasets.moss"),
+        ("vlsafe", {"limits": 3}, "datasets.vlsafe.limits: unknown key.*shares"),
+        ("vlsafe", {"limit": 0}, "datasets.vlsafe.limit: 0 is wrong"),
+    ],
+)
+def test_a_data_set_that_cannot_be_used_is_named(project, name, changes, says):
+    with (
+        changed(project, datasets=datasets(project, name, **changes)),
+        pytest.raises(BadParams, match=says),
+    ):
+        load_params()
+
+
+def test_an_attack_on_a_data_set_needs_the_words_to_aim_at(project):
+    told = yaml.safe_load((project / "params.yaml").read_text())["attack"]
+    with (
+        changed(project, attack=told | {"target": None}),
+        pytest.raises(BadParams, match=r"attack.target: missing.*'Sure, here is'"),
+    ):
+        load_params()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ({"quantization": "4bit"}, "models.llava-7b: quantization '4bit' needs"),
+        ({"device_map": "gpu"}, "models.llava-7b: device_map 'gpu' is unknown"),
+    ],
+)
+def test_how_a_model_is_loaded_is_said_in_its_section(project, spec, says):
+    with changed(project, models={"llava-7b": {"attn_implementation": "eager"}}):
+        model, _ = load_model(load_params(), "llava-7b")
+        assert model.config._attn_implementation == "eager"
+    with (
+        changed(project, models={"llava-7b": spec}),
+        pytest.raises(BadParams, match=re.escape(says)),
+    ):
+        load_model(load_params(), "llava-7b")
+
+
+# --- what is refused when data are read -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "says"),
+    [
+        ("davsp", {"harmless": ["vlsafe"]}, "davsp.harmless: 'vlsafe' is no suite of harmless req"),
+        ("davsp", {"harmful": ["xstest_unsafe_none"]}, "'xstest_unsafe_none' has no pictures"),
+        ("tga", {"aligned": ["scienceqa"]}, "tga.aligned: nobody told the pictures of 'scienceqa'"),
+        ("gap", {"harmless": "vlsafe"}, "gap.harmless: 'vlsafe' is no suite of harmless words"),
+    ],
+)
+def test_a_suite_of_the_wrong_kind_is_named_once_it_is_read(project, section, changes, says):
+    told = yaml.safe_load((project / "params.yaml").read_text())[section]
+    with changed(project, **{section: told | changes}), pytest.raises(BadParams, match=says):
+        prepare_data.run(load_params())
+    assert not list(project.rglob("*.part"))
+
+
+def test_a_suite_that_is_not_in_its_data_set_is_named_with_those_that_are(project):
+    told = datasets(project, "mossbench", suites=["mossbench", "moss"])
+    with (
+        changed(project, datasets=told),
+        pytest.raises(BadData, match=r"mossbench.suites: \['moss'\] .* it has mossbench"),
+    ):
+        prepare_data.run(load_params())
+
+
+def test_test_samples_that_are_fitted_on_end_the_run_with_their_table(project):
+    other = project / "data/repeated"
+    row = {"suite": "repeated", "expected": "refuse", "channel": "text+image"}
+    rows = [
+        {**row, "id": f"r{n}", "question": f"harmful request {n}", "image": f"{n:012d}.jpg"}
+        for n in range(ROWS)
+    ]
+    write_lines(other / "table.jsonl", rows)
+    (other / "images").mkdir(exist_ok=True)
+    for n in range(ROWS):
+        source = project / f"data/coco/train2017/{n:012d}.jpg"
+        (other / "images" / source.name).write_bytes(source.read_bytes())
+    own = {"source": "own", "where": "data/repeated", "suites": ["repeated"]}
+    told = yaml.safe_load((project / "params.yaml").read_text())
+    more = {
+        "datasets": told["datasets"] | {"repeated": own},
+        "suites": [*told["suites"], "repeated"],
+    }
+    with (
+        changed(project, **more, contamination={"refuse": True, "near": 6}),
+        pytest.raises(BadData, match=r"test samples are fitted on as well(.|\n)*own-all-r\d+"),
+    ):
+        prepare_data.run(load_params())
+    assert not (project / "artifacts/data.part").exists()
+    with changed(project, **more):
+        folder = prepare_data.run(load_params())
+        assert json.loads((folder / "card.json").read_text())["overlaps"]["picture"] > 0
+
+
+# --- the whole road ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(project):
+    """All stages run once on the example."""
+    model, clip = "llava-7b", "clip-vit-l14"
+    with contextlib.chdir(project):
+        params = load_params()
+        for module, *arguments in (
+            (prepare_data,), (attack, model), (estimate_shift, model, "cmrm"),
+            (evaluate, model, "none"), (analyse_gap, model), (evaluate, model, "cmrm"),
+            (build_concept_bank, clip), (measure_detection, clip), (calibrate_guardalign, model),
+            (evaluate, model, "guardalign"), (ablate_guardalign, model),
+            (estimate_harm_vector, model), (locate_safety_layers, model),
+            (train_safety_prompt, model), (evaluate, model, "davsp"),
+            (ablate_safety_prompt, model), (attack_safety_prompt, model),
+            (transfer_safety_prompt,), (build_text_index, clip), (train_projector, model),
+            (evaluate, model, "tga"), (ablate_projector, model), (compare,),
+        ):  # fmt: skip
+            module.run(params, *arguments)
+    return project
+
+
+@pytest.mark.slow
+def test_the_whole_road_is_gone_on_another_model_and_other_data(done):
+    rows = json.loads((done / "reports/metrics.json").read_text())
+    suites = yaml.safe_load(LLAVA.read_text())["suites"]
+    for defense in ("none", "cmrm", "guardalign", "davsp", "tga"):
+        measured = {row["suite"] for row in rows if row["defense"] == defense}
+        assert measured >= set(suites)
+    page = (done / "reports/index.html").read_text()
+    assert measure_detection.NOT_MEASURED in page
+    gap = json.loads((done / "artifacts/llava-7b/gap/gap.json").read_text())
+    rates = {(row["suite"], row["metric"]): row["n"] for row in gap["rates"]}
+    assert rates["xstest_unsafe_none", "unsafe_rate"] == 6
+    layers = json.loads((done / "artifacts/llava-7b/tga/layers/layers.json").read_text())
+    assert set(layers["not_measured"]) == {"pictures"}
+    assert layers["words"]["untouched"]["harmful"]["n"] == 3
+
+
+@pytest.mark.slow
+def test_every_suite_has_what_is_asked_of_it_and_its_manifest(done):
+    data = done / "artifacts/data"
+    card = json.loads((data / "card.json").read_text())
+    with contextlib.chdir(done):
+        params = load_params()
+    assert card["rows"] == {
+        f"{each.split}/{each.suite}": min(each.size, card["rows"][f"{each.split}/{each.suite}"])
+        for each in wanted(params)
+    }
+    for place, rows in card["rows"].items():
+        samples = read_suite(data / f"{place}.parquet")
+        assert len(samples) == rows
+        assert {f"{sample.split}/{sample.suite}" for sample in samples} == {place}
+    manifests = {path.stem for path in (data / "manifests").iterdir()}
+    assert manifests == set(params.datasets) == set(card["datasets"])
+    assert "source" not in card  # nothing is of the lab
+
+
+@pytest.mark.slow
+def test_data_are_the_same_bytes_every_time_and_twins_share_a_split(done):
+    data = done / "artifacts/data"
+    before = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+    with contextlib.chdir(done):
+        prepare_data.run(load_params())
+    assert {path: path.read_bytes() for path in data.rglob("*") if path.is_file()} == before
+    pairs = {
+        split: {
+            sample.pair_id
+            for path in sorted((data / split).glob("xstest_*.parquet"))
+            for sample in read_suite(path)
+        }
+        for split in ("anchor", "train", "calibration", "test")
+    }
+    assert sum(map(len, pairs.values())) == len(set.union(*pairs.values()))
+
+
+@pytest.mark.parametrize(
+    ("question", "twin", "apart"),
+    [
+        ("how do i harm a thing ?", "how do i use a thing ?", "harm"),
+        ("how do i harm a thing today", "how do i use a thing now", "harm a thing today"),
+        ("the same", "the same", None),
+        ("no twin", "", None),
+    ],
+)
+def test_a_wish_is_where_a_request_differs_from_its_twin(question, twin, apart):
+    assert _apart(question, twin) == apart
