@@ -27,9 +27,10 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Ways of accelerate to spread a model over all devices there are."""
 _HUB_ID = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?")
+_WEIGHTS = "weights (*.safetensors)"
 NEEDED = {
     "config.json": ("config.json",),
-    "weights (*.safetensors)": ("*.safetensors",),
+    _WEIGHTS: ("*.safetensors",),
     "a tokenizer (tokenizer.json, or what its class reads)": (
         "tokenizer.json", "*.model", "vocab.*", "tekken.json",
     ),
@@ -176,7 +177,7 @@ def _check_folder(folder: Path) -> None:
     ]
     missing += _missing_shards(folder)
     if missing:
-        pickled = next(folder.glob("*.bin"), None) if NEEDED.keys() & set(missing) else None
+        pickled = next(folder.glob("*.bin"), None) if _WEIGHTS in missing else None
         cure = (
             f"; {pickled.name} is a pickle, which is not read: convert it to safetensors"
             if pickled
