@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from hauberk.data.pictures import decode
-from hauberk.data.samples import Sample, Split, writing_suite
+from hauberk.data.samples import NAME, Sample, Split, writing_suite
 from hauberk.data.shares import check_shares, share_of
 from hauberk.data.sources.folder import Folder
 from hauberk.data.sources.hub import locate
@@ -47,6 +47,8 @@ class Manifest:
     gated: bool
     rows_expected: int | None
     """As its authors publish it; None where they do not, or where options leave rows out."""
+    rows_verified: bool
+    """Whether that number was found in a source of theirs; if not, nothing is refused by it."""
     rows_present: int
     missing: list[str]
     allow_partial: bool
@@ -55,8 +57,9 @@ class Manifest:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing, as far as anybody told how much there is."""
-        return not self.missing and (self.rows_expected or 0) <= self.rows_present
+        """Whether there is all of it and no more, as far as anybody surely told how much it is."""
+        told = self.rows_expected if self.rows_verified else None
+        return not self.missing and told in (None, self.rows_present)
 
     def save(self, folder: Path) -> Path:
         """Write it as JSON beside the suites."""
@@ -118,6 +121,7 @@ class Loaded:
             for sample, encoded in self._decoded():
                 place = (sample.split, sample.suite)
                 if place not in writers:
+                    _check_name(sample.suite, sample.sample_id)
                     (folder / sample.split).mkdir(exist_ok=True)
                     path = folder / sample.split / f"{sample.suite}.parquet"
                     writers[place] = stack.enter_context(writing_suite(path))
@@ -139,6 +143,8 @@ class Loaded:
             encoded = item.picture.encoded()
             image = decode(encoded, item.picture.where)
             meta["image_sha256"] = hashlib.sha256(encoded).hexdigest()
+            if item.expected == "answer":  # uses are measured picture by picture
+                meta.setdefault("group", meta["image_sha256"])
         told = self.manifest
         pair = f"{told.dataset}-{item.pair or item.key}"
         sample = Sample(
@@ -188,10 +194,11 @@ def load_source(
         split=asked.split,
         options=dict(asked.options),
         seed=seed,
-        revision=revision or commit or _tables_hash(folder, hashes),
+        revision=commit or revision or _tables_hash(folder, hashes),
         licence=source.licence,
         gated=source.gated,
         rows_expected=source.rows(asked),
+        rows_verified=source.rows_verified(asked),
         rows_present=present,
         missing=missing,
         allow_partial=allow_partial,
@@ -210,6 +217,7 @@ def _look_through(
     missing: list[str] = []
     hashes: dict[str, str] = {}
     for item in source.read(folder, asked):
+        _check_name(item.suite, item.where)
         if item.key in keys:
             raise BadData(
                 f"{item.where}: the id {item.key!r} occurs before, in {keys[item.key]}; ids must "
@@ -224,6 +232,14 @@ def _look_through(
             name = _named(item.picture.content, folder, asked)
             hashes[name] = file_hash(item.picture.content)
     return present, [*sorted(folder.missing), *missing], hashes
+
+
+def _check_name(suite: str, where: str) -> None:
+    if not NAME.fullmatch(suite):
+        raise BadData(
+            f"{where}: the suite is {suite[:100]!r}; as it names a file, it must be of at most 100 "
+            "letters (a to z), digits, '_', '-' and '.', and not begin with '.': rename it."
+        )
 
 
 def _named(path: Path, folder: Folder, asked: Asked) -> str:
@@ -248,6 +264,12 @@ def _refuse_partial(manifest: Manifest, root: Path) -> None:
         return
     expected = manifest.rows_expected
     told = f" of {expected}" if expected is not None else ""
+    if not manifest.missing and expected is not None and manifest.rows_present > expected:
+        raise BadData(
+            f"{root}: {manifest.dataset} has more than it should: {manifest.rows_present} rows"
+            f"{told}, so that some may be there twice.  Leave one copy of every table in the "
+            "folder, or say allow_partial=True, which the manifest records."
+        )
     named = "".join(f"\n  missing: {what}" for what in manifest.missing[:_NAMED])
     more = len(manifest.missing) - _NAMED
     raise BadData(
