@@ -530,6 +530,16 @@ def test_a_name_that_no_file_can_have_is_named_with_its_row(tmp_path):
     refused(layout, tmp_path, r"mine\.jsonl, row 0.*the path 'nnn.*can be that of no file", rows)
 
 
+@pytest.mark.parametrize("column", ["question", "scenario", "id", "image", "suite", "meta"])
+def test_half_a_character_is_named_with_its_row(column, tmp_path):
+    """JSON can spell it, Parquet cannot hold it."""
+    layout = one("own", ".jsonl")
+    value = {"a": "\ud83d"} if column == "meta" else "\ud83d"
+    rows = [*layout.rows[:2], {**layout.rows[2], column: value}]
+    message = refused(layout, tmp_path, r"mine\.jsonl, row 2 \(line 3\): .*ud83d", rows)
+    assert message.encode()
+
+
 def test_state_json_that_is_a_list_is_named(tmp_path):
     layout = one("vqav2")
     layout.write(tmp_path)

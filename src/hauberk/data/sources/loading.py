@@ -218,6 +218,7 @@ def _look_through(
     hashes: dict[str, str] = {}
     for item in source.read(folder, asked):
         _check_name(item.suite, item.where)
+        _check_texts(item)
         if item.key in keys:
             raise BadData(
                 f"{item.where}: the id {item.key!r} occurs before, in {keys[item.key]}; ids must "
@@ -240,6 +241,20 @@ def _check_name(suite: str, where: str) -> None:
             f"{where}: the suite is {suite[:100]!r}; as it names a file, it must be of at most 100 "
             "letters (a to z), digits, '_', '-' and '.', and not begin with '.': rename it."
         )
+
+
+def _check_texts(item: Item) -> None:
+    """Refuse halves of characters, which JSON can spell and no file can hold."""
+    shown = item.picture.where if item.picture is not None else ""
+    texts = (item.key, item.question, item.scenario, item.reference, item.pair, item.caption, shown)
+    try:
+        json.dumps([*texts, item.meta], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start : error.end])
+        raise BadData(
+            f"{ascii(item.where)[1:-1]}: holds {half}, half of a character; correct the file, or "
+            "download it again."
+        ) from None
 
 
 def _named(path: Path, folder: Folder, asked: Asked) -> str:
