@@ -144,10 +144,17 @@ def test_settings_of_the_image_processor_count(tmp_path):
             "no image processor can be made",
         ),
         ('{"image_processor_type": 3}', "no image processor can be made"),
+        (
+            '{"image_processor_type": "Odd", "auto_map": {"AutoImageProcessor": "odd.Odd"}}',
+            "no image processor can be made",
+        ),
     ],
 )
-def test_settings_of_an_image_processor_that_are_broken_are_named(tmp_path, name, content, says):
+def test_settings_of_an_image_processor_that_are_broken_are_named(
+    tmp_path, monkeypatch, name, content, says
+):
     """They are not passed over: what is said of the default might not hold for this model."""
+    monkeypatch.setattr("builtins.input", pytest.fail)  # transformers may ask whether to run code
     parts_of("llava")[0].config.save_pretrained(tmp_path)
     if name == "processor_config.json" and content.startswith('{"'):
         content = f'{{"image_processor": {content}}}'

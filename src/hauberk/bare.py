@@ -169,7 +169,9 @@ def _images(source: str, revision: str | None, name: str) -> tuple[Any, str]:
     if not path.is_file():
         settings = _settings(path)
         try:
-            found = AutoImageProcessor.from_pretrained(source, revision=revision)
+            found = AutoImageProcessor.from_pretrained(
+                source, revision=revision, trust_remote_code=False
+            )
             return found, "its own settings"
         except Exception as error:  # image processors have no error of their own for bad settings
             if settings is not None:
