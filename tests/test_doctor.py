@@ -131,6 +131,47 @@ def test_settings_of_the_image_processor_count(tmp_path):
     assert "LlavaImageProcessor of this 'llava' model fills pictures up" in verdict.reason
 
 
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is no config in JSON"),
+        ("[1]", "holds a list"),
+        ("null", "holds a NoneType"),
+        ('{"image_processor_type": "NobodysImageProcessor"}', "no image processor can be made"),
+        (
+            '{"image_processor_type": "CLIPImageProcessor", "size": {"wide": 3}}',
+            "no image processor can be made",
+        ),
+        ('{"image_processor_type": 3}', "no image processor can be made"),
+        (
+            '{"image_processor_type": "Odd", "auto_map": {"AutoImageProcessor": "odd.Odd"}}',
+            "no image processor can be made",
+        ),
+    ],
+)
+def test_settings_of_an_image_processor_that_are_broken_are_named(
+    tmp_path, monkeypatch, name, content, says
+):
+    """They are not passed over: what is said of the default might not hold for this model."""
+    monkeypatch.setattr("builtins.input", pytest.fail)  # transformers may ask whether to run code
+    parts_of("llava")[0].config.save_pretrained(tmp_path)
+    if name == "processor_config.json" and content.startswith('{"'):
+        content = f'{{"image_processor": {content}}}'
+    (tmp_path / name).write_text(content)
+    with pytest.raises(BadModel, match=f"{name}.*{says}"):
+        examine(str(tmp_path))
+    found = run(tmp_path)
+    assert (found.exit_code, "Traceback" in found.output) == (1, False)
+
+
+def test_settings_of_a_processor_that_tell_nothing_of_pictures_leave_the_default(tmp_path):
+    parts_of("llava")[0].config.save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "LlavaProcessor"}')
+    (images,) = [f for f in examine(str(tmp_path)).findings if f.part == "image processor"]
+    assert images.what == "the default of 'llava', as no settings came with the config"
+
+
 def test_tables_are_printed_and_name_reasons(configs):
     found = run(configs / "mllama")
     assert found.exit_code == 0
@@ -158,6 +199,9 @@ def test_tables_are_printed_and_name_reasons(configs):
             {"model_type": "llava", "text_config": {"hidden_size": "wide"}},
             "no 'llava' can be built",
         ),
+        ({"model_type": "llava", "architectures": "Llava"}, "architectures .* are 'Llava'.*a list"),
+        ({"model_type": "llava", "architectures": [1]}, r"architectures .* are \[1\].*a list"),
+        ({"model_type": "llava", "architectures": {"a": 1}}, "architectures .* a list of names"),
         ({"model_type": "llava", "vision_config": 7}, "no 'llava' can be built"),
         (
             {"model_type": "qwen2_vl", "text_config": {"num_attention_heads": 0}},

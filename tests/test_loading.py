@@ -137,6 +137,13 @@ def test_pickled_weights_are_not_read(tiny, folder):
         load_model(folder)
 
 
+def test_a_pickle_beside_whole_weights_is_no_cure_for_another_file(folder):
+    (folder / "tokenizer.json").unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(CannotLoad, match=r"missing a tokenizer.*download the model again"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere", "sp ace"])
 def test_what_can_only_be_a_folder_is_looked_for_nowhere_else(name):
     with pytest.raises(CannotLoad, match=r"no such folder; put config\.json, weights"):

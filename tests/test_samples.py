@@ -140,7 +140,39 @@ def test_a_picture_that_cannot_be_read_names_its_sample(some, written):
     some[1].image.save(buffer, "PNG")
     rows[1]["image"]["bytes"] = buffer.getvalue()[:-40]
     pq.write_table(pa.Table.from_pylist(rows), written)
-    with pytest.raises(BadData, match=f"'{some[1].sample_id}' cannot be read"):
+    with pytest.raises(BadData, match=f"'{some[1].sample_id}': cannot be read as a picture"):
+        read_suite(written)
+
+
+def replaced(written, encoded):
+    rows = pq.read_table(written).to_pylist()
+    rows[0]["image"]["bytes"] = encoded
+    pq.write_table(pa.Table.from_pylist(rows), written)
+
+
+def test_a_picture_without_bytes_names_its_sample(some, written):
+    replaced(written, None)
+    with pytest.raises(BadData, match=f"'{some[0].sample_id}' has no bytes"):
+        read_suite(written)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.9])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_picture_that_says_it_is_vast_is_refused(some, written, monkeypatch, part):
+    """Also where Pillow itself would only warn, as it does up to twice its limit."""
+    width, height = some[0].image.size
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(part * width * height))
+    with pytest.raises(
+        BadData, match=f"'{some[0].sample_id}': cannot be read as a picture .*pixels"
+    ):
+        read_suite(written)
+
+
+@pytest.mark.parametrize("form", ["PPM", "ICO", "TGA"])
+def test_a_picture_of_a_format_that_nobody_embeds_is_refused(some, written, form):
+    some[0].image.convert("RGB").save(buffer := io.BytesIO(), form)
+    replaced(written, buffer.getvalue())
+    with pytest.raises(BadData, match=f"'{some[0].sample_id}': cannot be read as a picture"):
         read_suite(written)
 
 

@@ -30,6 +30,8 @@ from transformers.models.auto.modeling_auto import (
 from hauberk.errors import BadModel
 
 _CONFIG = "config.json"
+_SETTINGS = ("preprocessor_config.json", "processor_config.json")
+"""What may hold the settings of an image processor; the second from transformers 5 on."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,13 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any]:
             f"{source}: {name!r} {only}, where one that reads pictures and text, and answers in "
             "text, would be right; choose a vision-language model."
         )
-    strange = [arch for arch in told.get("architectures") or () if not hasattr(transformers, arch)]
+    classes = told.get("architectures") or []
+    if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
+        raise BadModel(
+            f"{source}: the architectures of its {_CONFIG} are {classes!r}, where a list of names "
+            "of classes would be right; download it again."
+        )
+    strange = [name for name in classes if not hasattr(transformers, name)]
     if strange:
         raise BadModel(
             f"{source}: it was written for {strange[0]}, which transformers does not have, and its "
@@ -109,13 +117,7 @@ def _read(source: str, revision: str | None) -> dict[str, Any]:
     path = Path(source).expanduser()
     file = path / _CONFIG if path.is_dir() else path
     if file.is_file():
-        try:
-            told: Any = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadModel(f"{file} is no config in JSON ({error}); download it again.") from None
-        if not isinstance(told, dict):
-            raise BadModel(f"{file} holds a {type(told).__name__}, where a config is an object.")
-        return told
+        return _object(file)
     if path.is_dir():
         raise BadModel(f"{source}: there is no {_CONFIG} in this folder; give that of a model.")
     if source.startswith((".", "/", "~")) or source.count("/") != 1 or source.endswith(".json"):
@@ -136,6 +138,16 @@ def _read(source: str, revision: str | None) -> dict[str, Any]:
     return found
 
 
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        told: Any = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadModel(f"{file} is no config in JSON ({error}); download it again.") from None
+    if not isinstance(told, dict):
+        raise BadModel(f"{file} holds a {type(told).__name__}, where a config is an object.")
+    return told
+
+
 def _built(source: str, told: dict[str, Any]) -> PreTrainedModel:
     try:
         config = CONFIG_MAPPING[told["model_type"]].from_dict(told)
@@ -153,18 +165,40 @@ def _built(source: str, told: dict[str, Any]) -> PreTrainedModel:
 
 def _images(source: str, revision: str | None, name: str) -> tuple[Any, str]:
     """Find the image processor: what comes with the config, or what its model type stands for."""
-    if not Path(source).expanduser().is_file():
+    path = Path(source).expanduser()
+    if not path.is_file():
+        settings = _settings(path)
         try:
-            found = AutoImageProcessor.from_pretrained(source, revision=revision)
+            found = AutoImageProcessor.from_pretrained(
+                source, revision=revision, trust_remote_code=False
+            )
             return found, "its own settings"
-        except (OSError, ValueError, ImportError, KeyError):
-            pass  # none comes with it: said in what is returned
+        except Exception as error:  # image processors have no error of their own for bad settings
+            if settings is not None:
+                why = str(error).strip().partition("\n")[0] or type(error).__name__
+                raise BadModel(
+                    f"{settings}: no image processor can be made from it ({why}); download it "
+                    "again, or install what it asks for."
+                ) from None
+            if not isinstance(error, OSError | ValueError | ImportError | KeyError):
+                raise
+            # none comes with it: said in what is returned
     kinds = (IMAGE_PROCESSOR_MAPPING_NAMES.get(name) or {}).values()  # of one or two back ends
     default = next((kind for kind in kinds if kind), None)
     if default is None:
         return None, f"none is known for {name!r}"
     kind: Any = get_image_processor_class_from_name(default)
     return kind(), f"the default of {name!r}, as no settings came with the config"
+
+
+def _settings(folder: Path) -> Path | None:
+    """Find the file of a folder that holds the settings of its image processor."""
+    for file in (folder / name for name in _SETTINGS):
+        if file.is_file():
+            told = _object(file)
+            if file.name == _SETTINGS[0] or "image_processor" in told:
+                return file
+    return None
 
 
 @contextmanager

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from hauberk.errors import CannotLoad
 
+WEIGHTS = "weights (*.safetensors)"
 NEEDED = {
     "config.json": ("config.json",),
-    "weights (*.safetensors)": ("*.safetensors",),
+    WEIGHTS: ("*.safetensors",),
     "a tokenizer (tokenizer.json, or what its class reads)": (
         "tokenizer.json", "*.model", "vocab.*", "tekken.json",
     ),

@@ -45,6 +45,7 @@ from hauberk.replies import (
     read_body,
     read_completion,
     retry_after,
+    spellings,
 )
 
 T = TypeVar("T")
@@ -200,6 +201,7 @@ class Endpoint:
     def __init__(self, setting: EndpointSetting) -> None:
         self.setting, self.usage = setting, Usage()
         self._key = _key(setting.api_key_env)
+        self._secret = re.compile(spellings(self._key)) if len(self._key) >= _SECRET else None
         self._jitter = Random()
         self._next_turn = 0.0
         self._failed_in_row = 0
@@ -344,11 +346,11 @@ class Endpoint:
         except TimeoutError:
             raise NoAnswer(f"silent for {seconds:.3g} s") from None
         except httpx.RequestError as error:
-            raise NoAnswer(f"{type(error).__name__}: {error}") from None
-        raw = self._without_key(raw)
-        if response.is_success:
-            return read_completion(raw)
-        return self._refusal(response, raw)
+            raise NoAnswer(f"{type(error).__name__}: {self._without_key(str(error))}") from None
+        # Before anything is cut off, which might leave the beginning of a key.
+        raw = self._without_key(raw.decode("latin-1")).encode("latin-1")
+        reply = read_completion(raw) if response.is_success else self._refusal(response, raw)
+        return replace(reply, text=self._without_key(reply.text))  # parts may join to a key
 
     def _refusal(self, response: httpx.Response, raw: bytes) -> Reply:
         """Tell apart what may pass, what concerns this request, and what concerns all."""
@@ -369,11 +371,9 @@ class Endpoint:
             raise BadEndpoint(f"{self.setting.url} answered {told}; {cure}.")
         return Reply(error=f"{self.setting.url} answered {told}")
 
-    def _without_key(self, raw: bytes) -> bytes:
+    def _without_key(self, said: str) -> str:
         """Take out a key that a server repeats: what it says stands in messages and files."""
-        if len(self._key) < _SECRET:
-            return raw
-        return raw.replace(self._key.encode(), b"[key]")
+        return self._secret.sub("[key]", said) if self._secret else said
 
 
 class _Stopped(Exception):

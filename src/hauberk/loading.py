@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hauberk.checkpoint import NEEDED, missing_in
+from hauberk.checkpoint import NEEDED, WEIGHTS, missing_in
 from hauberk.errors import CannotLoad
 
 Quantization = Literal["4bit", "8bit"]
@@ -160,7 +160,7 @@ def _put(path: str | Path) -> str:
 def _check_folder(folder: Path) -> None:
     missing = missing_in(folder)
     if missing:
-        pickled = next(folder.glob("*.bin"), None) if NEEDED.keys() & set(missing) else None
+        pickled = next(folder.glob("*.bin"), None) if WEIGHTS in missing else None
         cure = (
             f"; {pickled.name} is a pickle, which is not read: convert it to safetensors"
             if pickled

@@ -54,14 +54,26 @@ class NoAnswer(Exception):
         self.wait = wait
 
 
+def spellings(secret: str) -> str:
+    r"""Write the expression that finds a secret of ASCII in whatever way a body may spell it.
+
+    JSON may escape any character (``\u002B``, ``\/``: RFC 8259, 7), once more for every JSON that
+    is quoted in another.
+    """
+    # Bounds keep the search linear: 8 backslashes are three JSONs in one another.
+    escape = r"\\{0,8}"
+    return "".join(rf"{escape}(?:{re.escape(each)}|u(?i:{ord(each):04x}))" for each in secret)
+
+
 async def read_body(response: httpx.Response) -> bytes:
-    """Read a body to its end, unless it has none."""
+    """Read a body to its end, unless it has none; UTF-16 and UTF-32 become UTF-8."""
     read = bytearray()
     async for part in response.aiter_bytes():
         read += part
         if len(read) > _LARGEST:
             raise NoAnswer(f"an answer of more than {_LARGEST} bytes")
-    return bytes(read)
+    coding = json.detect_encoding(read)
+    return bytes(read) if coding.startswith("utf-8") else read.decode(coding, "replace").encode()
 
 
 def retry_after(value: str) -> float | None:
@@ -70,7 +82,7 @@ def retry_after(value: str) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if date.tzinfo is None:  # "-0000" says that the zone is not known; HTTP has no other than UTC
         date = date.replace(tzinfo=UTC)

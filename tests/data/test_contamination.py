@@ -74,6 +74,30 @@ def test_the_same_text_is_found_whatever_its_case_marks_and_spacing():
     assert text_hash("what is that") != text_hash("what is this")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("What is C++ ?", "What is C#?"), ("2 + 2", "2 * 2"), ("$5", "€5"), ("कि", "का"), ("5%", "5")],
+)
+def test_symbols_tell_texts_apart(one, other):
+    assert text_hash(one) != text_hash(other)
+    assert text_hash(one) == text_hash(f"  {one.upper()} !")
+
+
+def test_texts_without_words_are_nobodys():
+    assert found(samples("a", [None] * 3, ["", "?!", "++"]), samples("b", [None], ["++"])) == []
+
+
+def test_one_prompt_beside_other_pictures_is_another_question():
+    """FigStep asks everything in the same words; only what is written in the picture differs."""
+    ask = ["the list"] * 3
+    fitted = samples("a", [shapes(1), shapes(2), None], ask)
+    assert found(fitted, samples("b", [shapes(3)], ask)) == []
+    assert found(fitted, samples("b", [None], ask)) == [("text", "b-0", "a-2", 0, 1)]
+    assert found(fitted, samples("b", [shapes(2)], ask)) == [
+        ("text", "b-0", "a-1", 0, 1), ("picture", "b-0", "a-1", 0, 1),
+    ]  # fmt: skip
+
+
 def test_the_same_pixels_are_the_same_picture_whatever_the_file():
     image = shapes(1)
     copies = samples("b", [saved(image, "BMP"), image.convert("RGBA"), shapes(2)])

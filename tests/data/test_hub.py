@@ -90,6 +90,10 @@ def test_what_is_needed_is_fetched_and_its_commit_is_the_revision(hub, tmp_path)
     assert fetched == {"validation-00000-of-00001.parquet"}
 
 
+def test_a_branch_is_told_as_the_commit_that_was_fetched(hub):
+    assert load("textvqa", "o/n", revision="main", allow_partial=True).manifest.revision == COMMIT
+
+
 def test_what_was_fetched_is_there_without_the_hub(hub, tmp_path):
     first = list(load("textvqa", "some/mirror", allow_partial=True))
     hub.status = 503

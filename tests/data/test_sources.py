@@ -246,6 +246,49 @@ def test_a_shard_that_lacks_is_missing(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "copy",
+    [
+        "backup/harm-00000-of-00001.parquet", "harm-00000-of-00001.parquet",
+        "test/harm-00000-of-00002.parquet", "old/test/harm-00000-of-00001.PARQUET",
+    ],
+)  # fmt: skip
+def test_a_second_copy_of_a_shard_is_refused(copy, tmp_path):
+    layout = one("spa_vl")
+    layout.write(tmp_path)
+    (tmp_path / copy).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(tmp_path / layout.table, tmp_path / copy)
+    with pytest.raises(BadData, match=r"holds both .*harm-00000.* and .*harm-00000.*leave one"):
+        loaded(layout, tmp_path)
+
+
+def test_more_rows_than_were_published_are_refused(tmp_path):
+    layout = one("spa_vl")
+    layout.write(tmp_path, [layout.rows[0]] * 266)
+    with pytest.raises(BadData, match=r"more than it should: 266 rows of 265.*one copy"):
+        loaded(layout, tmp_path, allow_partial=False)
+    assert loaded(layout, tmp_path).manifest.allow_partial
+    layout.write(tmp_path, [layout.rows[0]] * 265)
+    assert loaded(layout, tmp_path, allow_partial=False).manifest.is_whole
+
+
+@pytest.mark.parametrize("name", ["scienceqa", "vqav2", "pope"])
+def test_a_number_of_rows_that_is_only_remembered_refuses_nothing(name, tmp_path):
+    layout = one(name)
+    told = loaded(layout, layout.write(tmp_path), allow_partial=False).manifest
+    assert told.rows_expected != told.rows_present
+    assert not told.rows_verified
+    assert told.is_whole
+
+
+def test_a_missing_shard_refuses_whatever_is_known_of_rows(tmp_path):
+    layout = one("vqav2")
+    table = layout.write(tmp_path) / layout.table
+    table.rename(table.with_name("validation-00000-of-00002.parquet"))
+    with pytest.raises(BadData, match=r"in part: 3 rows.*1 missing"):
+        loaded(layout, tmp_path, allow_partial=False)
+
+
 def test_fewer_rows_than_were_published_are_refused(tmp_path):
     layout = one("spa_vl")
     with pytest.raises(BadData, match=r"in part: 3 rows of 265, 0 missing.*allow_partial=True"):
@@ -411,6 +454,106 @@ def test_a_set_of_ones_own_may_score_as_it_likes_but_not_in_unknown_columns(tmp_
         layout, tmp_path / "b", "'expected' is 'comply'; it must be one of answer, refuse, hedge",
         [{**row, "expected": "comply"} for row in layout.rows],
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "suite",
+    ["../../../escaped", "a/b", "/tmp/a", ".hidden", "..", "a\\b", "a b", "ü", "a" * 300, "\0"],
+)
+def test_a_suite_that_is_no_name_of_a_file_is_refused_with_its_row(suite, tmp_path):
+    layout = one("own", ".jsonl")
+    rows = [{**row, "suite": suite} for row in layout.rows]
+    refused(layout, tmp_path, r"mine\.jsonl, row 0 \(line 1\): the suite is .*rename it", rows)
+
+
+def test_a_suite_that_leads_out_of_the_folder_is_not_written_either(tmp_path):
+    """The table may change after it was looked through."""
+    layout = one("own", ".jsonl")
+    folder = layout.write(tmp_path / "in")
+    found = loaded(layout, folder)
+    layout.write(folder, [{**row, "suite": "../../../escaped"} for row in layout.rows])
+    with pytest.raises(BadData, match=r"the suite is '\.\./\.\./\.\./escaped'"):
+        found.write(tmp_path / "home" / "out")
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert not list((tmp_path / "home").iterdir())
+
+
+@each_of([a for a in LAYOUTS if a.name in ("vqav2", "textvqa", "pope", "llava_bench_wild")])
+def test_questions_on_one_picture_are_a_group(layout, tmp_path):
+    """They are resampled together when accuracies get their intervals."""
+    shown = {}
+    for sample in loaded(layout, layout.write(tmp_path)):
+        shown.setdefault(sample.details["image_sha256"], set()).add(sample.details["group"])
+    assert all(len(groups) == 1 for groups in shown.values())
+    assert len(set().union(*shown.values())) == len(shown)
+
+
+@each_of([a for a in LAYOUTS if a.name in ("scienceqa", "mme", "vqav2", "textvqa", "pope")])
+def test_an_id_stands_for_one_question_whatever_was_chosen(layout, tmp_path):
+    folder = layout.write(tmp_path)
+    options = {name: option.allowed for name, option in SOURCES[layout.name].options.items()}
+    asked, ids = {}, set()
+    for name in set(options) & {"prompt", "rows", "ocr"}:
+        for value in (True, False) if options[name] is bool else options[name]:
+            for sample in loaded(layout, folder, **{name: value}):
+                ids.add(sample.sample_id)
+                asked.setdefault(sample.sample_id, set()).add(sample.question)
+    assert all(len(questions) == 1 for questions in asked.values())
+    assert len(ids) > sum(layout.suites.values())
+
+
+def test_an_annotator_who_says_nothing_is_borne(tmp_path):
+    layout = one("vqav2")
+    answers = [{"answer": said} for said in ("", " ", "", "two", "three", "two")]
+    rows = [{**row, "answers": answers} for row in layout.rows]
+    rows = [{k: v for k, v in row.items() if k != "multiple_choice_answer"} for row in rows]
+    for sample in loaded(layout, layout.write(tmp_path / "in", rows)):
+        assert sample.details["answers"] == ["", " ", "", "two", "three", "two"]
+        assert sample.reference == "two"
+    rows = [{**row, "answers": [{"answer": " "}] * 10} for row in layout.rows]
+    refused(layout, tmp_path / "secret", "'answers' is empty, as in splits", rows)
+
+
+def test_a_clone_of_mossbench_with_its_contrasts_is_read_without_them(tmp_path):
+    layout = one("mossbench", ".json")
+    layout.write(tmp_path)
+    shutil.copytree(tmp_path / "data", tmp_path / "data_contrast")
+    found = loaded(layout, tmp_path)
+    assert list(found.manifest.files) == sorted(found.manifest.files)
+    assert all(name.startswith("data/") for name in found.manifest.files)
+    assert len(list(found)) == 3
+
+
+def test_a_name_that_no_file_can_have_is_named_with_its_row(tmp_path):
+    layout = one("own", ".jsonl")
+    rows = [{**row, "image": "n" * 400 + ".png"} for row in layout.rows]
+    refused(layout, tmp_path, r"mine\.jsonl, row 0.*the path 'nnn.*can be that of no file", rows)
+
+
+@pytest.mark.parametrize("column", ["question", "scenario", "id", "image", "suite", "meta"])
+def test_half_a_character_is_named_with_its_row(column, tmp_path):
+    """JSON can spell it, Parquet cannot hold it."""
+    layout = one("own", ".jsonl")
+    value = {"a": "\ud83d"} if column == "meta" else "\ud83d"
+    rows = [*layout.rows[:2], {**layout.rows[2], column: value}]
+    message = refused(layout, tmp_path, r"mine\.jsonl, row 2 \(line 3\): .*ud83d", rows)
+    assert message.encode()
+
+
+def test_state_json_that_is_a_list_is_named(tmp_path):
+    layout = one("vqav2")
+    layout.write(tmp_path)
+    (tmp_path / "state.json").write_text("[1]")
+    with pytest.raises(BadData, match=r"state\.json: is \[1\]; it must be a JSON object"):
+        loaded(layout, tmp_path)
+
+
+def test_splits_of_scienceqa_that_are_a_list_are_named(tmp_path):
+    layout = one("scienceqa", ".json")
+    layout.write(tmp_path)
+    (tmp_path / "data/scienceqa/pid_splits.json").write_text("[1]")
+    with pytest.raises(BadData, match=r"pid_splits\.json: is \[1\]; it must be a JSON object"):
+        loaded(layout, tmp_path)
 
 
 # --- what is asked ----------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hauberk.data.tables import Row, read_json, read_rows
+from hauberk.data.tables import Row, read_json, read_object, read_rows
 from hauberk.errors import BadData
 
 ROWS = [{"id": "a", "text": "one, two"}, {"id": "b", "text": 'a "quote"\nand a line'}]
@@ -69,6 +69,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
         ("a.csv", b'id,text\n1,"open\n', r"a\.csv, line \d: is no CSV.*quote the cell"),
         ("a.csv", b"id,text\n", r"a\.csv: holds no rows; download it again"),
         ("a.csv", b"", r"a\.csv: holds no rows"),
+        ("a.csv", b"id,text,id\n1,a,2\n", r"a\.csv, header: .*\['id'\] occur more than once"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl, row 1 \(line 2\): is no JSON"),
         ("a.jsonl", b'{"a": 1}\n[1]\n', r"row 1 \(line 2\): is \[1\]; it must be a JSON object"),
         ("a.jsonl", b"\n \n", r"a\.jsonl: holds no rows"),
@@ -108,6 +109,7 @@ def test_a_file_that_is_a_folder_or_is_gone_is_named(tmp_path):
 ROW = Row(
     {
         "text": "x", "empty": "", "blank": " ", "none": None, "number": 3, "digits": "-4",
+        "dashes": "--4", "between": "4-4", "vast": "4" * 5000,
         "yes": True, "True": "True", "texts": ["a", ""], "mixed": ["a", 1], "object": {"a": 1},
         "objects": [{"a": 1}], "json": '{"a": 2}', "long": "y" * 999,
     },
@@ -125,6 +127,8 @@ ROW = Row(
         ("id", "number", "3"),
         ("id", "text", "x"),
         ("integer", "digits", -4),
+        ("any_text", "blank", " "),
+        ("any_text", "empty", ""),
         ("integer", "number", 3),
         ("flag", "yes", True),
         ("flag", "True", True),
@@ -148,7 +152,8 @@ def test_a_row_hands_out_rows_of_its_own():
     [
         ("text", ["empty", "blank", "none", "number", "nowhere"]),
         ("id", ["empty", "none", "yes", "object", "nowhere"]),
-        ("integer", ["text", "none", "yes", "nowhere"]),
+        ("integer", ["text", "none", "yes", "nowhere", "dashes", "between", "vast"]),
+        ("any_text", ["none", "number", "texts", "nowhere"]),
         ("flag", ["text", "number", "none", "nowhere"]),
         ("texts", ["text", "mixed", "none", "nowhere"]),
         ("rows", ["texts", "object", "none", "nowhere"]),
@@ -185,3 +190,10 @@ def test_a_table_of_pictures_is_not_held_whole(tmp_path):
 def test_json_that_is_no_table_can_be_read_whole(tmp_path):
     (tmp_path / "a.json").write_text('{"train": ["1"], "n": 3}')
     assert read_json(tmp_path / "a.json", "a") == {"train": ["1"], "n": 3}
+    assert read_object(tmp_path / "a.json", "a") == {"train": ["1"], "n": 3}
+
+
+def test_json_that_must_be_an_object_is_no_list(tmp_path):
+    (tmp_path / "a.json").write_text("[[1, 2]]")
+    with pytest.raises(BadData, match=r"a\.json: is \[\[1, 2\]\]; it must be a JSON object"):
+        read_object(tmp_path / "a.json", "a.json")

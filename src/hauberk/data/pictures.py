@@ -8,9 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from hauberk.errors import BadData
+from hauberk.errors import BadData, BadRequest
 from hauberk.files import file_hash
-from hauberk.requests import as_rgb
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -60,14 +59,35 @@ class Picture:
 
 def decode(encoded: bytes, where: str) -> Image.Image:
     """Decode the bytes of a picture's file as :meth:`Picture.decoded` does."""
+    from hauberk.requests import as_rgb  # here, so that reading suites needs no torch
+
+    image = upright(encoded, where)
+    try:
+        return as_rgb(image)
+    except BadRequest as error:
+        raise _unreadable(where, error) from None
+
+
+def upright(encoded: bytes, where: str) -> Image.Image:
+    """Decode the bytes of a picture's file whole and upright, in the colours that it has.
+
+    Raises
+    ------
+    BadData
+        As :meth:`Picture.decoded` does.
+    """
     try:
         with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
             _check_size(image)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return as_rgb(image)
+            return image
     except Exception as error:  # whatever a broken file makes a decoder raise
-        raise BadData(f"{where}: cannot be read as a picture ({error}); replace it.") from None
+        raise _unreadable(where, error) from None
+
+
+def _unreadable(where: str, error: Exception) -> BadData:
+    return BadData(f"{where}: cannot be read as a picture ({error}); replace it.")
 
 
 def _check_size(image: Image.Image) -> None:

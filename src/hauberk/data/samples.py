@@ -2,14 +2,16 @@
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from hauberk.data.pictures import upright
 from hauberk.errors import BadData
 
 if TYPE_CHECKING:
@@ -69,13 +71,15 @@ class Sample:
 
         Keys that every data set uses alike: ``metric`` (one of :data:`Metric`), ``answers`` (what
         counts as right, a list of texts), ``choices`` (what may be chosen, in the order of their
-        letters), ``group`` (what is scored together, such as the two questions on a picture of
-        MME), ``ocr_tokens`` (a list of texts), ``goal`` (what a request to refuse is after, in
+        letters), ``group`` (what is scored and resampled together: of use, the questions on one
+        picture), ``ocr_tokens`` (a list of texts), ``goal`` (what a request to refuse is after, in
         plain words, for a judge) and ``image_sha256`` (of the picture's file).
         """
         return dict(json.loads(self.meta)) if self.meta else {}
 
 
+NAME = re.compile(r"(?!\.)[A-Za-z0-9_.-]{1,100}")
+"""What a suite may be called, as it names a file, also in other file systems."""
 _COLUMNS = [field.name for field in fields(Sample)]
 _OPTIONAL = {"caption", "meta"}
 _ROW_GROUP = 16 * 2**20
@@ -210,18 +214,13 @@ def _rows(file: Any, columns: Sequence[str], path: Path) -> Iterator[dict[str, A
 
 def _sample(row: dict[str, Any], path: Path) -> Sample:
     embedded = row.pop("image")
-    image = None
-    if embedded is not None:
-        try:
-            image = Image.open(io.BytesIO(embedded["bytes"]))
-            ImageOps.exif_transpose(image, in_place=True)  # reads it whole
-            image.load()
-        except (OSError, TypeError) as error:
-            raise BadData(
-                f"{path}: the image of {row['sample_id']!r} cannot be read ({error}); "
-                "prepare the data again."
-            ) from None
-    return Sample(image=image, **row)
+    if embedded is None:
+        return Sample(image=None, **row)
+    encoded = embedded.get("bytes") if isinstance(embedded, dict) else None
+    where = f"{path}: the image of {row['sample_id']!r}"
+    if not isinstance(encoded, bytes):
+        raise BadData(f"{where} has no bytes; prepare the data again.")
+    return Sample(image=upright(encoded, where), **row)
 
 
 class _Checks:

@@ -6,7 +6,9 @@ loader reads like the description of its data set, and every complaint names fil
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +23,8 @@ _BATCH = 16
 """Rows of Parquet and Arrow that are held at a time."""
 _ROW_LIMIT = 2**24
 """Characters of one cell of CSV: above the 131,072 of Python's `csv`, below all memory."""
+_INTEGER = re.compile(r"-?[0-9]{1,18}")
+"""What 64 bits hold for certain, as whole numbers of Parquet do."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,13 @@ class Row:
             raise self.wrong(f"{name!r} is {_short(value)}; it must be a text that says something")
         return value
 
+    def any_text(self, name: str) -> str:
+        """Hand out a text, which may be empty and may say nothing."""
+        value = self._value(name)
+        if not isinstance(value, str):
+            raise self.wrong(f"{name!r} is {_short(value)}; it must be a text")
+        return value
+
     def optional(self, name: str) -> str:
         """Hand out a text, or "" where the column is absent or empty."""
         return self.text(name) if self.has(name) else ""
@@ -68,7 +79,7 @@ class Row:
     def integer(self, name: str) -> int:
         """Hand out a whole number, which CSV writes as text."""
         value = self._value(name)
-        if isinstance(value, str) and value.strip().lstrip("-").isdecimal():
+        if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
             return int(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong(f"{name!r} is {_short(value)}; it must be a whole number")
@@ -227,6 +238,7 @@ def _csv(path: Path, name: str) -> Iterator[Row]:
                 f"{name}, line {reader.line_num}: is no CSV ({error}); quote the cell, or download "
                 "the file again."
             ) from None
+        _refuse_repeated(reader.fieldnames or (), name)
         if values is None:
             return
         if None in values or None in values.values():
@@ -237,6 +249,16 @@ def _csv(path: Path, name: str) -> Iterator[Row]:
             )
         yield Row(values, f"{name}, row {number} (line {reader.line_num})", str(number))
         number += 1
+
+
+def _refuse_repeated(header: Sequence[str], name: str) -> None:
+    """Refuse a column that occurs twice, of which Python would keep the last."""
+    twice = sorted(column for column, times in Counter(header).items() if times > 1)
+    if twice:
+        raise BadData(
+            f"{name}, header: the columns {twice} occur more than once; leave one of each, or "
+            "download the file again."
+        )
 
 
 def _json_lines(path: Path, name: str) -> Iterator[Row]:
@@ -289,6 +311,22 @@ def read_json(path: Path, name: str) -> dict[str, Any] | list[Any]:
     found = _parsed("".join(_lines(path, name)), name)
     if not isinstance(found, dict | list):
         raise BadData(f"{name}: is {_short(found)}; it must be a JSON object or a list.")
+    return found
+
+
+def read_object(path: Path, name: str) -> dict[str, Any]:
+    """Read a whole file of JSON that holds an object.
+
+    Raises
+    ------
+    BadData
+        If it is no JSON, no UTF-8, or holds something else.
+    """
+    found = read_json(path, name)
+    if not isinstance(found, dict):
+        raise BadData(
+            f"{name}: is {_short(found)}; it must be a JSON object {{...}}; download it again."
+        )
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from hauberk.data.pictures import Picture
-from hauberk.data.tables import TABLES, Row, read_json, read_rows
+from hauberk.data.tables import TABLES, Row, read_object, read_rows
 from hauberk.errors import BadData
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})$")
@@ -74,17 +74,18 @@ class Folder:
         Raises
         ------
         BadData
-            If the folder is a data set that `datasets` saved, of another split.
+            If the folder is a data set that `datasets` saved, of another split, or two tables are
+            the same part of the split.
         """
         state = self.root / "state.json"
         if state.is_file():
-            saved = dict(read_json(state, state.name)).get("_split")
+            saved = read_object(state, state.name).get("_split")
             if saved not in (None, split):
                 raise BadData(
                     f"{self.root}: was saved by `datasets` as the split {saved!r}, not {split!r}; "
                     "save that one, or all splits together."
                 )
-        return [
+        tables = [
             path
             for path in sorted(self.root.rglob("*"))
             if path.suffix.lower() in (".parquet", ".arrow")
@@ -92,6 +93,20 @@ class Folder:
             and set(within) <= set(path.relative_to(self.root).parts[:-1])
             and self._is_of(path, split)
         ]
+        self._refuse_copies(tables)
+        return tables
+
+    def _refuse_copies(self, tables: Sequence[Path]) -> None:
+        """Refuse the same part twice: in two folders, in two formats, or cut into other shards."""
+        parts: dict[str, Path] = {}
+        for path in tables:
+            part = _SHARD.sub(r"-\1", path.stem)
+            if part in parts:
+                raise BadData(
+                    f"{self.root}: holds both {self.name(parts[part])} and {self.name(path)}, "
+                    "which are the same part of the data set; leave one of them."
+                )
+            parts[part] = path
 
     def _is_of(self, path: Path, split: str) -> bool:
         stem = _SHARD.sub("", path.stem)
@@ -136,7 +151,8 @@ class Folder:
         Raises
         ------
         BadData
-            If the name leads out of the folder, or there is neither.
+            If the name leads out of the folder or is none that a file can have, or there is
+            neither.
         """
         if isinstance(row.values.get(column), str):
             return self.picture_named(row, row.text(column), *under)
@@ -146,7 +162,11 @@ class Folder:
         """Find the file of a picture by a name that was made of what a row says."""
         relative = _inside(name, row)
         places = [self.root / place / relative for place in under or ("",)]
-        content = next((place for place in places if place.is_file()), places[0])
+        try:
+            content = next((place for place in places if place.is_file()), places[0])
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise row.wrong(f"the path {name[:60]!r} can be that of no file ({why})") from None
         return Picture(f"{row.where}: {self.name(content)}", content)
 
     def lacks(self, names: Sequence[str]) -> BadData:

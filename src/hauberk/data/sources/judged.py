@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hauberk.data.pictures import Picture
 from hauberk.data.sources.folder import Folder
-from hauberk.data.sources.source import Asked, Item, Option, Source, sized
+from hauberk.data.sources.source import Asked, Item, Option, Source, only, sized
 from hauberk.data.tables import Row
 
 _COCO = "COCO_val2014_"
@@ -143,6 +143,7 @@ MM_VET = Source(
     files=("data/{split}-*.parquet",),
     read=_mm_vet,
     hub="lmms-lab/MMVet",
+    rows_verified=only(),
 )
 LLAVA_BENCH_WILD = Source(
     title="LLaVA-Bench (in the wild)",
@@ -152,6 +153,7 @@ LLAVA_BENCH_WILD = Source(
     files=("data/{split}-*.parquet",),
     read=_wild,
     hub="lmms-lab/llava-bench-in-the-wild",
+    rows_verified=only(),
 )
 LLAVA_BENCH_COCO = Source(
     title="LLaVA-Bench (COCO)",

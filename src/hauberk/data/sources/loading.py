@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hauberk.data.pictures import decode
-from hauberk.data.samples import Sample, Split, writing_suite
+from hauberk.data.samples import NAME, Sample, Split, writing_suite
 from hauberk.data.shares import check_shares, share_of
 from hauberk.data.sources.folder import Folder
 from hauberk.data.sources.hub import locate
@@ -45,6 +45,8 @@ class Manifest:
     gated: bool
     rows_expected: int | None
     """As its authors publish it; None where they do not, or where options leave rows out."""
+    rows_verified: bool
+    """Whether that number was found in a source of theirs; if not, nothing is refused by it."""
     rows_present: int
     missing: list[str]
     allow_partial: bool
@@ -53,8 +55,9 @@ class Manifest:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing is missing, as far as anybody told how much there is."""
-        return not self.missing and (self.rows_expected or 0) <= self.rows_present
+        """Whether there is all of it and no more, as far as anybody surely told how much it is."""
+        told = self.rows_expected if self.rows_verified else None
+        return not self.missing and told in (None, self.rows_present)
 
     def save(self, folder: Path) -> Path:
         """Write it as JSON beside the suites."""
@@ -126,6 +129,7 @@ class Loaded:
             for sample, encoded in self._decoded(keep):
                 place = (sample.split, sample.suite)
                 if place not in writers:
+                    _check_name(sample.suite, sample.sample_id)
                     (folder / sample.split).mkdir(exist_ok=True)
                     path = folder / sample.split / f"{sample.suite}.parquet"
                     writers[place] = stack.enter_context(writing_suite(path))
@@ -147,8 +151,10 @@ class Loaded:
             return self._bare(item), None
         encoded = item.picture.encoded()
         image = decode(encoded, item.picture.where)
-        sha256 = hashlib.sha256(encoded).hexdigest()
-        return replace(self._bare(item, image_sha256=sha256), image=image), encoded
+        told = {"image_sha256": hashlib.sha256(encoded).hexdigest()}
+        if item.expected == "answer":  # uses are measured picture by picture
+            told["group"] = item.meta.get("group", told["image_sha256"])
+        return replace(self._bare(item, **told), image=image), encoded
 
     def _id(self, item: Item) -> str:
         return f"{self.manifest.dataset}-{self.manifest.split}-{item.key}"
@@ -204,10 +210,11 @@ def load_source(
         split=asked.split,
         options=dict(asked.options),
         seed=seed,
-        revision=revision or commit or _tables_hash(folder, hashes),
+        revision=commit or revision or _tables_hash(folder, hashes),
         licence=source.licence,
         gated=source.gated,
         rows_expected=source.rows(asked),
+        rows_verified=source.rows_verified(asked),
         rows_present=present,
         missing=missing,
         allow_partial=allow_partial,
@@ -226,6 +233,8 @@ def _look_through(
     missing: list[str] = []
     hashes: dict[str, str] = {}
     for item in source.read(folder, asked):
+        _check_name(item.suite, item.where)
+        _check_texts(item)
         if item.key in keys:
             raise BadData(
                 f"{item.where}: the id {item.key!r} occurs before, in {keys[item.key]}; ids must "
@@ -240,6 +249,28 @@ def _look_through(
             name = _named(item.picture.content, folder, asked)
             hashes[name] = file_hash(item.picture.content)
     return present, [*sorted(folder.missing), *missing], hashes
+
+
+def _check_name(suite: str, where: str) -> None:
+    if not NAME.fullmatch(suite):
+        raise BadData(
+            f"{where}: the suite is {suite[:100]!r}; as it names a file, it must be of at most 100 "
+            "letters (a to z), digits, '_', '-' and '.', and not begin with '.': rename it."
+        )
+
+
+def _check_texts(item: Item) -> None:
+    """Refuse halves of characters, which JSON can spell and no file can hold."""
+    shown = item.picture.where if item.picture is not None else ""
+    texts = (item.key, item.question, item.scenario, item.reference, item.pair, item.caption, shown)
+    try:
+        json.dumps([*texts, item.meta], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start : error.end])
+        raise BadData(
+            f"{ascii(item.where)[1:-1]}: holds {half}, half of a character; correct the file, or "
+            "download it again."
+        ) from None
 
 
 def _named(path: Path, folder: Folder, asked: Asked) -> str:
@@ -264,6 +295,12 @@ def _refuse_partial(manifest: Manifest, root: Path) -> None:
         return
     expected = manifest.rows_expected
     told = f" of {expected}" if expected is not None else ""
+    if not manifest.missing and expected is not None and manifest.rows_present > expected:
+        raise BadData(
+            f"{root}: {manifest.dataset} has more than it should: {manifest.rows_present} rows"
+            f"{told}, so that some may be there twice.  Leave one copy of every table in the "
+            "folder, or say allow_partial=True, which the manifest records."
+        )
     named = "".join(f"\n  missing: {what}" for what in manifest.missing[:_NAMED])
     more = len(manifest.missing) - _NAMED
     raise BadData(

@@ -13,9 +13,16 @@ from collections.abc import Iterator
 from hauberk.data.sources.folder import Folder
 from hauberk.data.sources.source import Asked, Item, Source, sized
 
+_TABLES = (
+    "data/images_information/information.json",
+    "data/information.json",
+    "information.json",
+)
+"""A clone also holds ``data_contrast``, whose requests are other ones: ``data`` goes first."""
+
 
 def _read(folder: Folder, asked: Asked) -> Iterator[Item]:
-    table = folder.find("information.json")
+    table = folder.find(*_TABLES)
     above = table.parents if table else [folder.root]
     homes = [folder.name(home) for home in above if home.is_relative_to(folder.root)]
     for row in folder.rows(table) if table else folder.rows_of("train"):

@@ -19,23 +19,31 @@ def ended(question: str, prompt: str) -> str:
     return f"{question}{_SHORT}" if prompt == "short" else question
 
 
+def key_of(row: str, prompt: str) -> str:
+    """Name a row by how it is asked, as its answers to one question are no answers to another."""
+    return f"{prompt}-{row}"
+
+
 def answers_of(row: Row) -> list[str]:
-    """Hand out the answers of several people: texts, or objects with an ``answer``."""
+    """Hand out the answers of several people: texts, or objects with an ``answer``.
+
+    Some may be blank, as those of people who had nothing to say are; not all of them.
+    """
     value = row.values.get("answers")
     objects = isinstance(value, list) and value and isinstance(value[0], dict)
     answers = (
-        [answer.text("answer") for answer in row.rows("answers")]
+        [answer.any_text("answer") for answer in row.rows("answers")]
         if objects
         else row.texts("answers")
     )
-    if not any(answers):
+    if not any(map(str.strip, answers)):
         raise row.wrong("'answers' is empty, as in splits whose answers are kept secret")
     return answers
 
 
 def most_common(answers: Sequence[str]) -> str:
-    """Find what most of them say; among equals the first."""
-    return Counter(answers).most_common(1)[0][0]
+    """Find what most of them say who say something; among equals the first."""
+    return Counter(filter(str.strip, answers)).most_common(1)[0][0]
 
 
 def yes_or_no(row: Row, column: str) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from hauberk.data.pictures import Picture
 from hauberk.data.sources.folder import Folder
 from hauberk.data.sources.prompts import LETTER
-from hauberk.data.sources.source import Asked, Item, Option, Source
-from hauberk.data.tables import Row, read_json
+from hauberk.data.sources.source import Asked, Item, Option, Source, only
+from hauberk.data.tables import Row, read_object
 
 _ROWS = {
     "all": {"test": 4_241, "validation": 4_241, "train": 12_726},
@@ -49,9 +49,10 @@ def _read(folder: Folder, asked: Asked) -> Iterator[Item]:
 def _hub(folder: Folder, asked: Asked) -> Iterator[tuple[str, Row, Picture | None]]:
     part = "ScienceQA-IMG" if asked["rows"] == "pictured" else "ScienceQA-FULL"
     within = [part] if folder.split(asked.split, part) else []
+    # Numbers count the rows of another table in each case.
     for number, row in enumerate(folder.rows_of(asked.split, *within)):
         picture = row.picture("image") if row.has("image") else None
-        yield str(number), row, picture
+        yield f"{asked['rows']}-{number}", row, picture
 
 
 def _original(folder: Folder, asked: Asked) -> Iterator[tuple[str, Row, Picture | None]]:
@@ -59,7 +60,7 @@ def _original(folder: Folder, asked: Asked) -> Iterator[tuple[str, Row, Picture 
     table = folder.file("pid_splits.json")
     folder.tables.add(table)
     name = folder.name(table)
-    keys = set(Row(dict(read_json(table, name)), name, theirs).texts(theirs))
+    keys = set(Row(read_object(table, name), name, theirs).texts(theirs))
     for row in folder.rows(folder.file("problems.json")):
         if row.key not in keys:
             continue
@@ -87,4 +88,5 @@ SCIENCEQA = Source(
     read=_read,
     hub="lmms-lab/ScienceQA",
     options={"rows": Option("all", ("all", "pictured"), "all, or those with a picture")},
+    rows_verified=only(),
 )

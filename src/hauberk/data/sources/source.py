@@ -16,7 +16,8 @@ class Item:
     """One row as its loader understands it, before it is a sample with a name and a split."""
 
     key: str
-    """Tells the rows of a data set apart, whatever the options."""
+    """Tells the rows of a data set apart, whatever the options: a row that is asked in another way
+    has another."""
     suite: str
     channel: Channel
     expected: Expected
@@ -94,6 +95,9 @@ class Source:
     gated: bool = False
     """Whether its terms must be accepted on the hub before it can be downloaded."""
     options: Mapping[str, Option] = field(default_factory=dict)
+    rows_verified: Callable[[Asked], bool] = lambda asked: True
+    """Whether ``rows`` was found in what its authors published; a number that is only remembered
+    goes into the manifest, and no set is refused by it."""
 
     def asked(self, name: str, split: str | None, seed: int, options: Mapping[str, Any]) -> Asked:
         """Check what is asked of it.
@@ -120,3 +124,8 @@ class Source:
 def sized(**rows: int) -> Callable[[Asked], int | None]:
     """Tell the rows of a data set by its split alone."""
     return lambda asked: rows.get(asked.split)
+
+
+def only(*splits: str) -> Callable[[Asked], bool]:
+    """Say that the rows of these splits alone are verified."""
+    return lambda asked: asked.split in splits

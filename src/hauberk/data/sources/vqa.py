@@ -12,15 +12,15 @@ without; numbers of the two are not comparable.
 from collections.abc import Iterator
 
 from hauberk.data.sources.folder import Folder
-from hauberk.data.sources.prompts import PROMPT, answers_of, ended, most_common
-from hauberk.data.sources.source import Asked, Item, Option, Source, sized
+from hauberk.data.sources.prompts import PROMPT, answers_of, ended, key_of, most_common
+from hauberk.data.sources.source import Asked, Item, Option, Source, only, sized
 
 
 def _vqav2(folder: Folder, asked: Asked) -> Iterator[Item]:
     for row in folder.rows_of(asked.split):
         answers = answers_of(row)
         yield Item(
-            key=row.id("question_id"),
+            key=key_of(row.id("question_id"), asked["prompt"]),
             suite="vqav2",
             channel="benign",
             expected="answer",
@@ -40,7 +40,7 @@ def _textvqa(folder: Folder, asked: Asked) -> Iterator[Item]:
         question = row.text("question").capitalize()  # as LLaVA-1.5 and lmms-eval ask
         read = f"\nReference OCR token: {', '.join(tokens)}" if asked["ocr"] and tokens else ""
         yield Item(
-            key=f"{'ocr-' if asked['ocr'] else ''}{row.id('question_id')}",
+            key=f"{'ocr-' if asked['ocr'] else ''}{key_of(row.id('question_id'), asked['prompt'])}",
             suite="textvqa_ocr" if asked["ocr"] else "textvqa",
             channel="benign",
             expected="answer",
@@ -63,6 +63,7 @@ VQAV2 = Source(
     read=_vqav2,
     hub="lmms-lab/VQAv2",
     options=PROMPT,
+    rows_verified=only(),
 )
 TEXTVQA = Source(
     title="TextVQA",
@@ -73,4 +74,5 @@ TEXTVQA = Source(
     read=_textvqa,
     hub="lmms-lab/textvqa",
     options={**PROMPT, "ocr": Option(False, bool, "whether the question lists what OCR read")},
+    rows_verified=only("validation"),
 )

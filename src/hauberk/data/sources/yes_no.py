@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hauberk.data.sources.folder import Folder
-from hauberk.data.sources.prompts import PROMPT, ended, yes_or_no
-from hauberk.data.sources.source import Asked, Item, Option, Source, sized
+from hauberk.data.sources.prompts import PROMPT, ended, key_of, yes_or_no
+from hauberk.data.sources.source import Asked, Item, Option, Source, only, sized
 from hauberk.data.tables import Row
 
 _PAIR = 2
@@ -36,7 +36,7 @@ def _mme(folder: Folder, asked: Asked) -> Iterator[Item]:
             )
         before.append(answer)
         yield Item(
-            key=f"{group}-{answer}",
+            key=key_of(f"{group}-{answer}", asked["prompt"]),
             suite="mme",
             channel="benign",
             expected="answer",
@@ -77,7 +77,7 @@ def _asked_for(
     shown = "image_source" if row.has("image_source") else "image"
     named = isinstance(row.values.get(shown), str)
     return Item(
-        key=key,
+        key=key_of(key, asked["prompt"]),
         suite="pope",
         channel="benign",
         expected="answer",
@@ -113,4 +113,5 @@ POPE = Source(
         **PROMPT,
         "images": Option(None, Path, "folder of COCO val2014, for the authors' own files"),
     },
+    rows_verified=only(),
 )
