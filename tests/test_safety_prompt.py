@@ -502,7 +502,7 @@ def test_a_model_that_reads_a_picture_which_was_never_framed_is_stopped(tiny):
     alone = encode(tiny.processor, [replace(request, images=())])
     before = tiny.model(**inputs).logits
     with defense.applied(tiny.model):
-        tiny.model(**alone)
+        tiny.model.generate(**alone, max_new_tokens=1)
         with pytest.raises(UnsupportedRequest, match=r"DAVSP.*hauberk\.respond"):
             tiny.model.generate(**inputs, max_new_tokens=1)
         tiny.model(**encode(tiny.processor, [defense.rewrite(request)]))

@@ -102,7 +102,8 @@ class GuardAlign:
         if self._bound:
             self._bound.check(model)
         calibrated = self.prefix.applied(model) if self.prefix else nullcontext()
-        with self._unseen.refused(model), calibrated:
+        masks = self._unseen.refused(model) if self.transport else nullcontext()
+        with masks, calibrated:
             yield
 
     def with_prefix(self, prefix: PrefixAttention | None) -> "GuardAlign":

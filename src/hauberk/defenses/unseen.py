@@ -1,16 +1,12 @@
 """What a defense that works on requests does about pictures that it was never shown."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from hauberk.errors import UnsupportedRequest
-
-_PICTURES = ("pixel_values", "mm_encoder_outputs")
-"""Arguments of a model that hold pictures: as the processor gives them, or, where `generate` lets
-the vision tower look first, as that saw them."""
 
 
 class Unseen:
@@ -39,7 +35,7 @@ class Unseen:
         """
 
         def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
-            if not self.shown and any(kwargs.get(name) is not None for name in _PICTURES):
+            if not self.shown and _holds_pictures(kwargs):
                 raise UnsupportedRequest(
                     f"{self.who} works on requests before the processor and was shown none, so "
                     "that this picture is not defended; ask with hauberk.respond(model, processor, "
@@ -48,3 +44,9 @@ class Unseen:
 
         with model.register_forward_pre_hook(look, with_kwargs=True):
             yield
+
+
+def _holds_pictures(kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a model is given pictures: pixels, or what its tower saw before `generate`."""
+    seen = kwargs.get("mm_encoder_outputs") or {}
+    return kwargs.get("pixel_values") is not None or seen.get("image") is not None
