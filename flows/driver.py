@@ -27,7 +27,7 @@ from flows.settings import WARM, stage_environment
 POLL = 0.1
 GRACE = 3.0
 KEEP_EVERY = 15.0
-"""Seconds between copies of dvc.lock; to see that one is whole takes a third of a second."""
+"""Seconds between copies of dvc.lock; to see that one is whole takes some tenths of a second."""
 EX_TEMPFAIL = 75
 
 Outcome = Literal["Skipped", "Cached", "Completed"]
