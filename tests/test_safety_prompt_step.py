@@ -143,14 +143,18 @@ def score_of(model, inputs, goal):
 
 
 def seen_of(model, inputs):
-    """The mean of what the vision tower puts out for one picture."""
+    """The mean of what the projector is given of one picture: not the tower's class token."""
     known = {name: inputs[name] for name in ("pixel_values", "image_grid_thw") if name in inputs}
     known["pixel_values"] = known["pixel_values"].to(model.dtype)
-    seen = []
-    tower = anatomy_of(model).vision_tower
-    with tower.register_forward_hook(lambda *passed: seen.append(passed[-1][0])):
-        model.model.get_image_features(**known)
-    return seen[0].flatten(0, -2).mean(0)
+    found = model.model.get_image_features(**known, return_dict=True, output_hidden_states=True)
+    if model.config.model_type == "llava":
+        return found.hidden_states[model.config.vision_feature_layer][0, 1:].mean(0)
+    patches = found.last_hidden_state
+    if model.config.model_type == "internvl":
+        side = int((patches.shape[1] - 1) ** 0.5)
+        square = patches[:, 1:].unflatten(1, (side, side))
+        patches = model.model.pixel_shuffle(square, model.config.downsample_ratio)
+    return patches.flatten(0, -2).mean(0)
 
 
 def hooks_of(model):

@@ -59,7 +59,8 @@ class Goal:
     answer_weight: float = 1.0
     """The authors' is 0.02, beside scores in raw units."""
     clean_weight: float = 0.0
-    """Of the mean patch of the vision tower; 0 in the authors' script as well."""
+    """Of the mean of what the projector is given, patches that it merges side by side; 0 in the
+    authors' script as well."""
 
 
 @dataclass(frozen=True)
@@ -316,13 +317,13 @@ class FrameLoss:
 
     @contextmanager
     def _seeing(self) -> Iterator[list[Tensor]]:
-        """Collect what the vision tower puts out, if its mean patch counts."""
+        """Collect the patches that the projector is given, if their mean counts."""
         if not self.goal.clean_weight:
             yield []
             return
-        tower: Any = self.anatomy.vision_tower
+        projector: Any = self.anatomy.projector
         seen: list[Tensor] = []
-        with tower.register_forward_hook(lambda *passed: seen.append(_features(passed[-1]))):
+        with projector.register_forward_pre_hook(lambda _, given: seen.append(given[0])):
             yield seen
 
     def _distance(self, seen: list[Tensor], rows: Sequence[Prepared]) -> Tensor | None:
@@ -356,11 +357,6 @@ def _last(states: Tensor, rows: Sequence[Prepared]) -> Tensor:
     """Those of the last position of every prompt."""
     places = [len(row.prompt["input_ids"]) - 1 for row in rows]
     return states[torch.arange(len(rows)), places]
-
-
-def _features(output: Any) -> Tensor:
-    found: Tensor = output if isinstance(output, Tensor) else output[0]
-    return found
 
 
 def _mean_patch(features: Tensor, pictures: int) -> Tensor:
