@@ -270,9 +270,9 @@ def _log_files(store: Store, run_id: str, subject: Subject, stages: lineage.Clos
         _write(root / "evaluation" / "metrics.json", own)
         _write(root / "evaluation" / "differences.json", paired)
         _write(root / "evaluation" / "undefended.json", bare)
-        _write(
-            root / TABLE, {"columns": list(own[0]), "data": [list(r.values()) for r in own + bare]}
-        )
+        columns = list(dict.fromkeys(name for row in own + bare for name in row))
+        data = [[row.get(name) for name in columns] for row in own + bare]
+        _write(root / TABLE, {"columns": columns, "data": data})
         _write(root / "lineage" / "closure.json", stages)
         for name, kept in SOURCES.items():
             if (store.root / name).is_file():

@@ -51,7 +51,7 @@ def run(params: Params) -> Path:
         keyword_rows,
     )
     from hauberk.evaluation.run import read_records
-    from tasks.report.comparison import Comparison
+    from tasks.report.comparison import Comparison, Deciding
     from tasks.report.render import render_report
 
     metrics: list[Any] = []
@@ -104,6 +104,7 @@ def run(params: Params) -> Path:
         agreement=agreement,
         responses=responses,
         images=_images(params),
+        deciding=Deciding(params.gap.harmful, params.gap.words),
         chosen=params.registry.promote,
         detection={clip: each for clip, each in detection.items() if _measured(each)},
         frames={model: _frame(params, model) for model in params.models},

@@ -4,35 +4,20 @@ import contextlib
 import csv
 import json
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flows.errors import FlowError
+from flows.parameters import adopt, check_followed
 from hauberk.data.samples import read_suite
 from hauberk.data.sources import SOURCES
 from hauberk.errors import BadData, BadParams
-from tasks import (
-    ablate_guardalign,
-    ablate_projector,
-    ablate_safety_prompt,
-    analyse_gap,
-    attack,
-    attack_safety_prompt,
-    build_concept_bank,
-    build_text_index,
-    calibrate_guardalign,
-    compare,
-    estimate_harm_vector,
-    estimate_shift,
-    evaluate,
-    locate_safety_layers,
-    measure_detection,
-    prepare_data,
-    train_projector,
-    train_safety_prompt,
-    transfer_safety_prompt,
-)
+from tasks import measure_detection, prepare_data
 from tasks.locate_safety_layers import _apart
 from tasks.params import load_params
 from tasks.stage import load_model
@@ -40,6 +25,7 @@ from tasks.suites import wanted
 from tests.data.layouts import _parquet as write_parquet
 from tests.data.layouts import embedded, picture
 from tests.families import parts_of
+from tests.flows.conftest import environment
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
@@ -53,8 +39,11 @@ SMALL = {
     "detection": 6,
     "grids": {"sides": [2], "pictures": 8},
     "parts": 2,
-    "frame": {"samples": 3, "steps": 2, "batch": 2, "validated": 2, "attacked": 1},
+    "frame": {
+        "samples": 3, "steps": 2, "batch": 2, "validated": 2, "attacked": 1, "joint_steps": 0,
+    },
     "projector": {"samples": 3, "steps": 2, "validated": 2, "variants": ["tga_control"]},
+    "explained": None,
     "layers": 3,
 }  # fmt: skip
 
@@ -213,17 +202,7 @@ def test_an_example_says_at_once_which_files_it_needs_and_where(path, tmp_path):
 @pytest.mark.parametrize("path", [*EXAMPLES, ROOT / "params.yaml"], ids=lambda path: path.stem)
 def test_a_file_has_every_key_that_a_stage_follows(path):
     """Or DVC would stop in the middle of a run."""
-    content = yaml.safe_load(path.read_text())
-    items = {"model": "models", "defense": "defenses", "clip": "concept_banks"}
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    for stage in stages.values():
-        for key in stage.get("params", []):
-            for name, section in items.items():
-                key = key.replace(f"${{item.{name}}}", next(iter(content[section])))
-            place = content
-            for part in key.replace("${profile}", content["profile"]).split("."):
-                assert part in place, key
-                place = place[part]
+    check_followed(ROOT, yaml.safe_load(path.read_text()), path.name)
 
 
 def test_the_readme_of_the_data_names_every_source_and_where_it_comes_from():
@@ -354,23 +333,28 @@ def test_test_samples_that_are_fitted_on_end_the_run_with_their_table(project):
 
 @pytest.fixture(scope="module")
 def done(project):
-    """All stages run once on the example."""
-    model, clip = "llava-7b", "clip-vit-l14"
-    with contextlib.chdir(project):
-        params = load_params()
-        for module, *arguments in (
-            (prepare_data,), (attack, model), (estimate_shift, model, "cmrm"),
-            (evaluate, model, "none"), (analyse_gap, model), (evaluate, model, "cmrm"),
-            (build_concept_bank, clip), (measure_detection, clip), (calibrate_guardalign, model),
-            (evaluate, model, "guardalign"), (ablate_guardalign, model),
-            (estimate_harm_vector, model), (locate_safety_layers, model),
-            (train_safety_prompt, model), (evaluate, model, "davsp"),
-            (ablate_safety_prompt, model), (attack_safety_prompt, model),
-            (transfer_safety_prompt,), (build_text_index, clip), (train_projector, model),
-            (evaluate, model, "tga"), (ablate_projector, model), (compare,),
-        ):  # fmt: skip
-            module.run(params, *arguments)
+    """The example run by its one command, in a project that had the lab's parameters before."""
+    for name in ("src", "tasks"):
+        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "constraints.txt", ".dvcignore"):
+        shutil.copy(ROOT / name, project)
+    config = (ROOT / ".dvc/config").read_text().replace("[core]", "[core]\n    no_scm = true")
+    (project / ".dvc").mkdir()
+    (project / ".dvc/config").write_text(config)
+    shutil.move(project / "params.yaml", project / "my.yaml")
+    shutil.copy(ROOT / "params.yaml", project)
+    run = flows(project, "run", "--params", "my.yaml")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (project / "params.yaml").read_bytes() == (project / "my.yaml").read_bytes()
+    assert (project / "params.yaml.before").read_bytes() == (ROOT / "params.yaml").read_bytes()
     return project
+
+
+def flows(project, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "flows", *arguments],
+        cwd=project, env=environment(), capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -382,12 +366,44 @@ def test_the_whole_road_is_gone_on_another_model_and_other_data(done):
         assert measured >= set(suites)
     page = (done / "reports/index.html").read_text()
     assert measure_detection.NOT_MEASURED in page
+    assert "cannot be judged" not in page
+    channels = json.loads((done / "reports/channels.json").read_text())
+    assert {row["channel"] for row in channels} == {
+        "text", "text+image", "image", "typographic", "adversarial", "benign", "lookalike",
+    }  # fmt: skip
+    parts = yaml.safe_load(LLAVA.read_text())["guardalign"]["parts_on"]
+    section = page[page.index('<section id="parts"') : page.index('<section id="davsp"')]
+    assert all(f">{suite}" in section for suite in parts)
     gap = json.loads((done / "artifacts/llava-7b/gap/gap.json").read_text())
     rates = {(row["suite"], row["metric"]): row["n"] for row in gap["rates"]}
     assert rates["xstest_unsafe_none", "unsafe_rate"] == 6
     layers = json.loads((done / "artifacts/llava-7b/tga/layers/layers.json").read_text())
     assert set(layers["not_measured"]) == {"pictures"}
     assert layers["words"]["untouched"]["harmful"]["n"] == 3
+
+
+@pytest.mark.slow
+def test_every_defense_is_published_once_and_a_second_run_does_nothing(done):
+    told = json.loads(flows(done, "run", "--json").stdout)
+    assert set(told["states"].values()) == {"Skipped"}
+    names = {f"{defense}.llava-7b" for defense in ("cmrm", "guardalign", "davsp", "tga")}
+    assert {one["name"]: one["version"] for one in told["published"]} == dict.fromkeys(
+        names | {"concept_bank.clip-vit-l14"}, "1"
+    )
+    assert not any(one["created"] for one in told["published"])
+
+
+def test_a_key_that_stages_follow_is_missed_before_anything_is_written(project, tmp_path):
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    del content["profiles"]["quick"]["frame"]["joint_steps"]
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump(content))
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    (tmp_path / "params.yaml").write_text("seed: 1\n")
+    for name in ("checkpoints", "data"):
+        (tmp_path / name).symlink_to(project / name)
+    with pytest.raises(FlowError, match=r"my.yaml leaves out .*: profiles.quick.frame.joint_steps"):
+        adopt(tmp_path, tmp_path / "my.yaml")
+    assert (tmp_path / "params.yaml").read_text() == "seed: 1\n"
 
 
 @pytest.mark.slow

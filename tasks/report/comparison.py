@@ -1,15 +1,16 @@
 """What the report is made of: the rows that the stages wrote, and a way to find one of them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from hauberk import UNDEFENDED
+from hauberk.data.lab import SUITES
 from hauberk.evaluation.judges import ENDS
 from tasks.params import is_part
-from tasks.report.channels import ALL, CHANNELS, pooled, suite_order
+from tasks.report.channels import ALL, CHANNELS, channel_of, pooled, suite_order
 
 Row = Mapping[str, Any]
 """One object of a JSON file, as it was written."""
@@ -35,6 +36,16 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Deciding:
+    """The suites between which the gap lies."""
+
+    attack: str = "text_image"
+    """Harmful words beside a picture."""
+    words: str | None = "text"
+    """Harmful words alone; None where there are none."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Everything that the page shows; more models, defenses and suites are only more rows."""
 
@@ -53,6 +64,7 @@ class Comparison:
     `unjudged`, `degenerate`, and with the `scenario` of its sample, where that is known."""
     images: Mapping[str, bytes] = field(default_factory=dict)
     """sample_id -> PNG, JPEG or WebP bytes; only samples with a picture."""
+    deciding: Deciding = Deciding()
     chosen: Mapping[str, str] = field(default_factory=dict)
     """Model -> the defense that is put forward for it."""
     detection: Mapping[str, Row] = field(default_factory=dict)
@@ -96,7 +108,33 @@ class Comparison:
             for row in self.metrics
             if row["model"] == model and row["suite"] != ALL and metric in (None, row["metric"])
         )
-        return sorted(names, key=suite_order)
+        return sorted(names, key=self.order)
+
+    def channel_of(self, suite: str) -> str:
+        """Where the harm enters in the samples of a suite."""
+        return channel_of(suite, self._told)
+
+    def order(self, suite: str) -> tuple[int, int, str]:
+        """Sort key of suites: by channel first."""
+        return suite_order(suite, self._told)
+
+    def columns(
+        self, attacks: Sequence[str], costs: Sequence[tuple[str, str]], parts: Collection[str]
+    ) -> tuple[list[str], list[tuple[str, str]]]:
+        """Choose what the table of the parts of a defense shows.
+
+        The named suites of attacks, and the named suites and metrics of harmless requests; where
+        the parts were measured on none of these attacks, as on the data of somebody's own, all
+        that they were measured on.
+        """
+        measured = {(r["suite"], r["metric"]) for r in self.metrics if r["defense"] in parts}
+        if not measured or any((suite, "unsafe_rate") in measured for suite in attacks):
+            return list(attacks), list(costs)
+        suites = sorted({suite for suite, _ in measured}, key=self.order)
+        return (
+            [suite for suite in suites if (suite, "unsafe_rate") in measured],
+            [(s, m) for s in suites for m in ("accuracy", "over_refusal") if (s, m) in measured],
+        )
 
     def channels(self, metric: str) -> list[str]:
         """Return the channels with a metric, in their fixed order."""
@@ -106,7 +144,8 @@ class Comparison:
     @cached_property
     def pooled(self) -> list[dict[str, Any]]:
         """The rows of channels.json: all suites of a channel together, but those to hedge."""
-        return pooled([row for row in self.metrics if row["suite"] not in self.hedged])
+        rows = [row for row in self.metrics if row["suite"] not in self.hedged]
+        return pooled(rows, self._told)
 
     def cell(self, model: str, defense: str, suite: str, metric: str) -> Cell | None:
         """Find a measurement, or None where no row says anything about it."""
@@ -137,11 +176,17 @@ class Comparison:
 
     def utility(self, model: str, defense: str) -> Cell | None:
         """How many benign questions with an image are answered right: what a defense costs."""
-        return self._first(model, defense, "accuracy", ("benign_image", "benign_text"))
+        suites = self.suites(model, "accuracy")
+        benign = [suite for suite in suites if self.channel_of(suite) == "benign"]
+        preferred = ("benign_image", "benign_text", *benign)
+        return self._first(model, defense, "accuracy", preferred)
 
     def over_refusal(self, model: str, defense: str) -> Cell | None:
         """How many harmless questions are refused, on the ones that look harmful if there are."""
-        return self._first(model, defense, "over_refusal", ("lookalike", "benign_image"))
+        suites = self.suites(model, "over_refusal")
+        alike = [suite for suite in suites if self.channel_of(suite) == "lookalike"]
+        preferred = ("lookalike", "benign_image", *alike)
+        return self._first(model, defense, "over_refusal", preferred)
 
     def response(self, model: str, defense: str, sample: Row) -> Row | None:
         """Find what was answered to the sample of another answer."""
@@ -156,6 +201,12 @@ class Comparison:
             if cell is not None:
                 return cell
         return None
+
+    @cached_property
+    def _told(self) -> dict[str, str]:
+        """The channel of every suite that is not the lab's, as its samples tell it."""
+        rows = (row for row in self.responses if "channel" in row)
+        return {row["suite"]: row["channel"] for row in rows if row["suite"] not in SUITES}
 
     @cached_property
     def _by_key(self) -> dict[tuple[str, ...], Row]:

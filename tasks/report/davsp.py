@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hauberk import UNDEFENDED
-from tasks.params import DAVSP, TRANSFERRED
+from tasks.params import DAVSP, PROMPT_PARTS, TRANSFERRED
 from tasks.report.comparison import Cell, Comparison, Row
 from tasks.report.davsp_plots import plot_shifted, plot_training
 from tasks.report.figures import Figure, file_name
@@ -33,8 +33,6 @@ SCALES = {
     "raw": "Scores are lengths along the vector, in units of this model's states.",
 }
 """What the scores of a vector mean."""
-TRANSFER = (("text_image", "unsafe_rate"), ("benign_image", "accuracy"))
-"""What the matrix of frames and models shows."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +54,19 @@ class PromptRow:
     defense: str
     what: str
     unsafe: tuple[Cell | None, ...]
-    """In the order of :data:`ATTACKS`."""
+    """In the order of the attacks."""
     costs: tuple[Cell | None, ...]
-    """In the order of :data:`COSTS`."""
+    """In the order of the costs."""
 
 
 def prompted(comparison: Comparison) -> dict[str, Prompted]:
     """Say it of every model that has a frame."""
     return {model: _prompted(model, found) for model, found in comparison.frames.items()}
+
+
+def columns(comparison: Comparison) -> tuple[list[str], list[tuple[str, str]]]:
+    """What the table of parts shows: the suites of attacks, and what harmless requests pay."""
+    return comparison.columns(ATTACKS, COSTS, PROMPT_PARTS)
 
 
 def prompt_parts(comparison: Comparison) -> dict[str, list[PromptRow]]:
@@ -109,15 +112,17 @@ def _transferred(comparison: Comparison, source: str, target: str) -> tuple[Cell
         defense = UNDEFENDED
     else:
         defense = DAVSP if source == target else f"{TRANSFERRED}{source}"
-    return tuple(comparison.cell(target, defense, *each) for each in TRANSFER)
+    unsafe = comparison.cell(target, defense, comparison.deciding.attack, "unsafe_rate")
+    return unsafe, comparison.utility(target, defense)
 
 
 def _row(comparison: Comparison, model: str, defense: str, what: str) -> PromptRow:
     def cells(pairs: Sequence[tuple[str, str]]) -> tuple[Cell | None, ...]:
         return tuple(comparison.cell(model, defense, *pair) for pair in pairs)
 
-    unsafe = cells([(suite, "unsafe_rate") for suite in ATTACKS])
-    return PromptRow(defense, what, unsafe, cells(COSTS))
+    attacks, costs = columns(comparison)
+    unsafe = cells([(suite, "unsafe_rate") for suite in attacks])
+    return PromptRow(defense, what, unsafe, cells(costs))
 
 
 def _prompted(model: str, found: Row) -> Prompted:

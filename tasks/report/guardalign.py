@@ -117,9 +117,9 @@ class PartRow:
     defense: str
     what: str
     unsafe: tuple[tuple[Cell | None, Cell | None], ...]
-    """In the order of :data:`ATTACKS`, with the answers beside the point where they are many."""
+    """In the order of the attacks, with the answers beside the point where they are many."""
     costs: tuple[Cell | None, ...]
-    """In the order of :data:`COSTS`."""
+    """In the order of the costs."""
 
 
 def seen(comparison: Comparison) -> dict[str, Seen]:
@@ -134,6 +134,11 @@ def attended(comparison: Comparison) -> dict[str, Attended]:
         for (model, _), sweep in comparison.sweeps.items()
         if sweep.get("shares")
     }
+
+
+def columns(comparison: Comparison) -> tuple[list[str], list[tuple[str, str]]]:
+    """What the table of parts shows: the suites of attacks, and what harmless requests pay."""
+    return comparison.columns(ATTACKS, COSTS, PARTS.keys() - {UNDEFENDED, GUARDALIGN})
 
 
 def parts(comparison: Comparison) -> dict[str, list[PartRow]]:
@@ -151,11 +156,10 @@ def _part(comparison: Comparison, model: str, defense: str) -> PartRow:
     def cell(suite: str, metric: str) -> Cell | None:
         return comparison.cell(model, defense, suite, metric)
 
-    beside = (cell(suite, "evasion_rate") for suite in ATTACKS)
-    unsafe = zip((cell(suite, "unsafe_rate") for suite in ATTACKS), map(_many, beside), strict=True)
-    return PartRow(
-        defense, PARTS[defense], tuple(unsafe), tuple(cell(suite, name) for suite, name in COSTS)
-    )
+    attacks, costs = columns(comparison)
+    beside = (cell(suite, "evasion_rate") for suite in attacks)
+    unsafe = zip((cell(suite, "unsafe_rate") for suite in attacks), map(_many, beside), strict=True)
+    return PartRow(defense, PARTS[defense], tuple(unsafe), tuple(cell(*each) for each in costs))
 
 
 def _many(cell: Cell | None) -> Cell | None:

@@ -8,32 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
-from tasks.report import tables, words
+from tasks.report import davsp, guardalign, tables, tga, words
 from tasks.report.agreement import agreed, labelled, says
-from tasks.report.channels import ALL, channel_of, mirrors, suite_order
+from tasks.report.channels import ALL, mirrors
 from tasks.report.comparison import Comparison
-from tasks.report.davsp import ATTACKS as PROMPT_ATTACKS
-from tasks.report.davsp import COSTS as PROMPT_COSTS
 from tasks.report.davsp import prompt_parts, prompted, transfer
 from tasks.report.figures import Figure, figures, measured_setting, rates, setting_cells
 from tasks.report.gap import gaps
-from tasks.report.guardalign import (
-    ATTACKS,
-    COSTS,
-    MASKED,
-    READINGS,
-    SWEPT,
-    attended,
-    parts,
-    seen,
-)
+from tasks.report.guardalign import MASKED, READINGS, SWEPT, attended, parts, seen
 from tasks.report.judged import judged
 from tasks.report.safety_layers import safety_layers
 from tasks.report.samples import AT_MOST, pick
 from tasks.report.sweeps import bounds_of, by_suite
-from tasks.report.tga import ATTACKS as ALIGNED_ATTACKS
 from tasks.report.tga import CEILING, SHOWN, aligned
-from tasks.report.tga import COSTS as ALIGNED_COSTS
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -126,17 +113,14 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "readings": list(READINGS.values()),
         "swept_columns": list(SWEPT.values()),
         "parts": parts(comparison),
-        "parts_attacks": ATTACKS,
-        "parts_costs": COSTS,
+        **_columns("parts", guardalign.columns(comparison)),
         "prompted": prompted(comparison),
         "prompt_parts": prompt_parts(comparison),
-        "prompt_attacks": PROMPT_ATTACKS,
-        "prompt_costs": PROMPT_COSTS,
+        **_columns("prompt", davsp.columns(comparison)),
         "transfer": transfer(comparison),
         "safety_layers": safety_layers(comparison),
         "aligned": aligned(comparison),
-        "aligned_attacks": ALIGNED_ATTACKS,
-        "aligned_costs": ALIGNED_COSTS,
+        **_columns("aligned", tga.columns(comparison)),
         "aligned_shown": SHOWN,
         "aligned_told": CEILING,
         "sweeps": comparison.sweeps,
@@ -149,8 +133,8 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
         "suites": {
             channel: list(suites)
             for channel, suites in groupby(
-                sorted({row["suite"] for row in comparison.metrics} - {ALL}, key=suite_order),
-                channel_of,
+                sorted({row["suite"] for row in comparison.metrics} - {ALL}, key=comparison.order),
+                comparison.channel_of,
             )
         },
         "context": {title: tables.flat(values) for title, values in comparison.context.items()},
@@ -160,6 +144,11 @@ def _content(comparison: Comparison, plots: Mapping[str, list[Figure]]) -> dict[
             if name in visible
         },
     }
+
+
+def _columns(table: str, told: tuple[list[str], list[tuple[str, str]]]) -> dict[str, Any]:
+    attacks, costs = told
+    return {f"{table}_attacks": attacks, f"{table}_costs": costs}
 
 
 def _environment() -> "Environment":

@@ -9,7 +9,7 @@ from hauberk import UNDEFENDED
 from hauberk.evaluation.judges import ENDS, Degeneration
 from hauberk.evaluation.metrics import KEYWORD_CORRECTED, LABELLED
 from hauberk.evaluation.utility import TOGETHER
-from tasks.report.channels import channel_of, mirrors
+from tasks.report.channels import mirrors
 from tasks.report.comparison import Cell, Comparison, Row, number
 from tasks.report.effects import COSTS, TESTED, Effects, all_effects, gained, lost
 from tasks.report.verdict import Verdict, elsewhere, judge
@@ -177,7 +177,7 @@ def paired(comparison: Comparison, model: str) -> list[tuple[str, list[PairedRow
                     for cell, test in zip(cells, tests, strict=True)
                 ]
                 rows.append(PairedRow(suite, mirrors(suite), metric, control, said))
-    grouped = groupby(rows, key=lambda row: channel_of(row.suite))
+    grouped = groupby(rows, key=lambda row: comparison.channel_of(row.suite))
     return [(channel, list(members)) for channel, members in grouped]
 
 
@@ -212,7 +212,7 @@ def measured(comparison: Comparison, model: str) -> list[MeasuredRow]:
                 and cell.value
             ]
             values = list(cells.values())
-            about = (suite, channel_of(suite), mirrors(suite), defense)
+            about = (suite, comparison.channel_of(suite), mirrors(suite), defense)
             rows.append(MeasuredRow(*about, values, kinds))
     return rows
 

@@ -67,9 +67,9 @@ class TrainedRow:
     defense: str
     what: str
     unsafe: tuple[tuple[Cell | None, Cell | None], ...]
-    """In the order of :data:`ATTACKS`: unsafe answers, and refusals."""
+    """In the order of the attacks: unsafe answers, and refusals."""
     costs: tuple[Cell | None, ...]
-    """In the order of :data:`COSTS`."""
+    """In the order of the costs."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,13 @@ class Aligned:
     refusals: tuple[RefusalRow, ...]
     """All scenarios together, then one by one; nothing where a suite was not measured."""
     rows: tuple[TrainedRow, ...]
+
+
+def columns(comparison: Comparison) -> tuple[list[str], list[tuple[str, str]]]:
+    """What the table of trainings shows: the suites of attacks, and what harmless requests pay."""
+    names = {row["defense"] for row in comparison.metrics}
+    beside = {name for name in names if name.startswith(TRAINED_BESIDE)}
+    return comparison.columns(ATTACKS, COSTS, beside or {TGA})
 
 
 def aligned(comparison: Comparison) -> dict[str, Aligned]:
@@ -212,6 +219,7 @@ def _rows(comparison: Comparison, model: str, found: Row) -> list[TrainedRow]:
 
 
 def _row(comparison: Comparison, model: str, defense: str, what: str) -> TrainedRow:
+    attacks, costs = columns(comparison)
     return TrainedRow(
         defense,
         what,
@@ -220,9 +228,9 @@ def _row(comparison: Comparison, model: str, defense: str, what: str) -> Trained
                 comparison.cell(model, defense, suite, "unsafe_rate"),
                 comparison.cell(model, defense, suite, "refusal_rate"),
             )
-            for suite in ATTACKS
+            for suite in attacks
         ),
-        tuple(comparison.cell(model, defense, *each) for each in COSTS),
+        tuple(comparison.cell(model, defense, *each) for each in costs),
     )
 
 

@@ -14,6 +14,7 @@ from tests.report.reading import Page
 
 MODELS = ("lab-llava", "lab-qwen")
 TRIED = (UNDEFENDED, DAVSP, *PROMPT_PARTS)
+TRANSFER = (("text_image", "unsafe_rate"), ("benign_image", "accuracy"))
 
 
 def row(place, model, defense, suite, metric, **more):
@@ -95,7 +96,7 @@ def test_a_frame_stands_where_its_model_and_the_one_it_is_tried_on_cross(found, 
             own = DAVSP if source == target else f"{TRANSFERRED}{source}"
             defense = UNDEFENDED if source == UNDEFENDED else own
             pair = cells[2 * place : 2 * place + 2]
-            expected = [values[target, defense, *each] for each in davsp.TRANSFER]
+            expected = [values[target, defense, *each] for each in TRANSFER]
             assert [cell.value for cell in pair] == expected
 
 
