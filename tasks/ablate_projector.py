@@ -24,7 +24,7 @@ from tasks.stage import (
     main,
     parts_folder,
     read_json,
-    suite_file,
+    test_files,
     write_json,
     writing,
 )
@@ -58,7 +58,7 @@ def run(params: Params, model_name: str) -> Path:
             if told.retrieved is not None:
                 place = Retrieved(told.retrieved)
                 parts[f"{name}_retrieved"] = trained.projector.with_retrieved(place, retriever)
-    files = [suite_file(model_name, "test", suite) for suite in params.tga.parts_on]
+    files = test_files(model_name, params.tga.parts_on)
     samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
     loaded = student.model, student.processor
     measured = measure_parts(params, model_name, loaded, samples, parts)

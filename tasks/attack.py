@@ -2,17 +2,18 @@
 
 in   artifacts/data/calibration/*, artifacts/data/test/*, the model
 out  artifacts/MODEL/adversarial/   calibration.parquet, test.parquet, card.json (how often and by
-     how much it worked)
+     how much it worked; of a model whose pictures have no gradient it says so, and there are none)
 """
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.params import Params
-from tasks.stage import attacked_folder, load_model, main, suite_file, writing
+from tasks.stage import NOT_ATTACKED, attacked_folder, load_model, main, suite_file, writing
 
 if TYPE_CHECKING:
     from hauberk.attacks.pgd import Attacked
@@ -28,7 +29,8 @@ def run(params: Params, model_name: str) -> Path:
     from hauberk.attacks.pgd import Pgd, attack
     from hauberk.bundle import binding_of, versions
     from hauberk.data.samples import read_suite, write_suite
-    from hauberk.pixels import as_fed
+    from hauberk.errors import UnknownFamily
+    from hauberk.pixels import as_fed, layout_of
 
     model, processor = load_model(params, model_name)
     budget = params.budget.attack
@@ -54,8 +56,14 @@ def run(params: Params, model_name: str) -> Path:
         "versions": versions(),
         "splits": splits,
     }
-    bar = tqdm(total=sum(map(len, clean.values())), desc=f"{model_name}: attacked pictures")
     folder = attacked_folder(model_name, SUITE)
+    try:
+        layout_of(type(processor.image_processor).__name__)
+    except UnknownFamily as error:
+        with writing(folder, card | {NOT_ATTACKED: str(error)}):
+            print(f"{model_name}: not attacked: {error}", file=sys.stderr)
+        return folder
+    bar = tqdm(total=sum(map(len, clean.values())), desc=f"{model_name}: attacked pictures")
     with writing(folder, card) as partial, bar:
         for split, samples in clean.items():
             requests = [

@@ -26,6 +26,7 @@ from tasks.stage import (
     read_json,
     spread,
     suite_file,
+    suites_of,
 )
 
 _LOOKED_AT = 48
@@ -54,7 +55,8 @@ def run(params: Params, model_name: str) -> Path:
     card = read_json(bank_folder / "card.json")
     setting = setting_from(card["parameters"]["transport"])
     transport = Remembering.of(PatchTransport(clip, images, bank, setting))
-    files = {suite: suite_file(model_name, "calibration", suite) for suite in told.calibrate_on}
+    suites = suites_of(model_name, told.calibrate_on)
+    files = {suite: suite_file(model_name, "calibration", suite) for suite in suites}
     samples = [sample for file in files.values() for sample in read_suite(file)]
     settings = _settings(told.variants)
     bar = tqdm(total=2 + len(settings), desc=f"{model_name}: variants of {GUARDALIGN}")

@@ -2,7 +2,7 @@
 
 in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
      artifacts/MODEL/guardalign/parts, artifacts/MODEL/davsp/parts,
-     artifacts/MODEL/davsp/attacked, artifacts/MODEL/tga/{layers,parts}, artifacts/transfer,
+     artifacts/MODEL/davsp/{attacked,transfer}, artifacts/MODEL/tga/{layers,parts},
      artifacts/MODEL/adversarial, artifacts/data, artifacts/CLIP/concept_bank/evaluation
 out  reports/   metrics.json, differences.json, channels.json (metrics of all suites of a channel
                 together), forms.json (unsafe answers by whether they have to name their thing),
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from hauberk import UNDEFENDED
 from tasks.params import DAVSP, GUARDALIGN, TGA, Params, is_part
 from tasks.stage import (
-    TRANSFER,
     bundle_folder,
     clip_folder,
     evaluation_folder,
@@ -29,6 +28,8 @@ from tasks.stage import (
     parts_folder,
     read_json,
     suite_file,
+    test_files,
+    transfer_folder,
     write_json,
     writing,
 )
@@ -68,17 +69,11 @@ def run(params: Params) -> Path:
         control = read_records(evaluation_folder(model, UNDEFENDED) / ANSWERS)
         metrics += keyword_rows(control)
         by_id = {record.sample_id: record for record in control}
-        for folder in (
-            *(evaluation_folder(model, name) for name in (UNDEFENDED, *params.evaluated)),
-            parts_folder(model),
-            parts_folder(model, DAVSP),
-            parts_folder(model, TGA),
-            TRANSFER,
-        ):
-            rows, records = read_json(folder / "metrics.json"), read_records(folder / ANSWERS)
-            metrics += (row for row in rows if row["model"] == model)
-            own = [record for record in records if record.model == model]
-            for defense, records in _by_defense(own):
+        evaluated = UNDEFENDED, *params.evaluated_on(model)
+        whole_ones = [evaluation_folder(model, name) for name in evaluated]
+        for folder in (*whole_ones, *_part_folders(params, model)):
+            metrics += read_json(folder / "metrics.json")
+            for defense, records in _by_defense(read_records(folder / ANSWERS)):
                 metrics += corrected_rows(records, control)
                 responses += (_response(one, scenarios.get(one.sample_id)) for one in records)
                 if not is_part(defense):
@@ -90,7 +85,7 @@ def run(params: Params) -> Path:
                 if defense != UNDEFENDED:
                     same = [by_id[record.sample_id] for record in records]
                     differences += difference_rows(records, same, asdict(params.noninferiority))
-        for defense in params.evaluated:
+        for defense in evaluated:
             if (sweep := bundle_folder(model, defense) / "sweep.json").is_file():
                 sweeps[model, defense] = read_json(sweep)
     if params.judges.labels is not None:
@@ -107,9 +102,9 @@ def run(params: Params) -> Path:
         deciding=Deciding(params.gap.harmful, params.gap.words),
         chosen=params.registry.promote,
         detection={clip: each for clip, each in detection.items() if _measured(each)},
-        frames={model: _frame(params, model) for model in params.models},
+        frames={model: _frame(params, model) for model in params.davsp.models},
         gaps={model: _gap(model) for model in params.models},
-        projectors={model: _projector(model) for model in params.models},
+        projectors={model: _projector(model) for model in params.tga.models},
         layers={model: read_json(layers_folder(model) / "layers.json") for model in params.models},
         context=_context(params) | _left_out(detection),
     )
@@ -124,6 +119,13 @@ def run(params: Params) -> Path:
         write_json(pooled, partial / "channels.json")
         render_report(comparison, partial)
     return REPORTS
+
+
+def _part_folders(params: Params, model: str) -> list[Path]:
+    """Where the parts of the defenses of a model lie, and the frames of others."""
+    made = [name for name in (GUARDALIGN, DAVSP, TGA) if name in params.evaluated_on(model)]
+    folders = [parts_folder(model, name) for name in made]
+    return folders + ([transfer_folder(model)] if DAVSP in made else [])
 
 
 def _gap(model: str) -> dict[str, Any]:
@@ -203,7 +205,7 @@ def _test_columns(params: Params, *names: str) -> Iterator[dict[str, Any]]:
     """Columns of the Parquet files of the test suites, sample by sample."""
     import pyarrow.parquet as pq
 
-    files = {suite_file(model, "test", suite) for model in params.models for suite in params.suites}
+    files = {file for model in params.models for file in test_files(model, params.suites)}
     for file in sorted(files):
         yield from pq.read_table(file, columns=["sample_id", *names]).to_pylist()
 
@@ -224,12 +226,12 @@ def _context(params: Params) -> dict[str, Mapping[str, Any]]:
     bundles = {
         f"{model} / {defense}": read_json(bundle_folder(model, defense) / "card.json")
         for model in params.models
-        for defense in params.evaluated
+        for defense in params.evaluated_on(model)
     }
     evaluations = {
         f"{model} / {defense}": read_json(evaluation_folder(model, defense) / "card.json")
         for model in params.models
-        for defense in (UNDEFENDED, *params.evaluated)
+        for defense in (UNDEFENDED, *params.evaluated_on(model))
     }
     return {
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
@@ -259,11 +261,7 @@ def _versions(bundles: Mapping[str, Any], evaluations: Mapping[str, Any]) -> dic
 def _parts(params: Params) -> dict[str, Any]:
     """What the parts of defenses were checked for, part by part as an evaluation is."""
     cards = {
-        model: [
-            read_json(parts_folder(model, whole) / "card.json")
-            for whole in (GUARDALIGN, DAVSP, TGA)
-        ]
-        + [read_json(TRANSFER / "card.json")["tried"][model]]
+        model: [read_json(folder / "card.json") for folder in _part_folders(params, model)]
         for model in params.models
     }
     return {

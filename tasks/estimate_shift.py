@@ -6,13 +6,15 @@ out  artifacts/MODEL/DEFENSE/bundle/   shift.safetensors (layers, hidden size) f
 """
 
 import json
+from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from tasks.judging import judge_at
 from tasks.params import Params, ShiftParams
-from tasks.stage import bundle_folder, load_model, main, spread, suite_file
+from tasks.stage import bundle_folder, load_model, main, spread, suite_file, suites_of
 
 _REMEMBERED = 2**30
 """Bytes of shifts of calibration prompts that are kept at most: 2,000 of a model of 7B."""
@@ -39,6 +41,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         )
     model, processor = load_model(params, model_name)
     anchors = _read(read_suite, model_name, "anchor", chosen.anchors)
+    chosen = replace(chosen, calibrate_on=suites_of(model_name, chosen.calibrate_on))
     calibration = _read(read_suite, model_name, "calibration", chosen.calibrate_on)
     generation = {
         "batch_size": params.evaluate.batch_size,
@@ -50,14 +53,15 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     blanks = sorted({setting.blank for setting in settings})
     requests = [sample.request for sample in anchors]
     shifts = {blank: sample_shifts(model, processor, requests, blank=blank) for blank in blanks}
-    twins = {
-        blank: TwinStates(model, processor, blank, remember=_REMEMBERED)
-        for blank in {setting.blank for setting in settings if setting.level == "sample"}
-    }
+
+    @cache
+    def twins(blank: str) -> TwinStates:
+        return TwinStates(model, processor, blank, remember=_REMEMBERED)
 
     def defense_of(setting: Any) -> Shift:
         vectors = estimate_shift(shifts[setting.blank], setting.estimator)
-        return Shift(vectors, setting, processor, twins.get(setting.blank))
+        sampled = twins(setting.blank) if setting.level == "sample" else None
+        return Shift(vectors, setting, processor, sampled)
 
     bar = tqdm(total=1 + len(settings), desc=f"{model_name}: settings of {defense_name}")
 

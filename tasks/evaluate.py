@@ -29,7 +29,7 @@ from tasks.stage import (
     main,
     read_json,
     spread,
-    suite_file,
+    test_files,
     write_json,
     writing,
 )
@@ -47,9 +47,10 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     from hauberk.evaluation.metrics import metric_rows
     from hauberk.evaluation.run import differing_alone, evaluate, write_records
 
-    if defense_name not in (UNDEFENDED, *params.evaluated):
-        known = ", ".join((UNDEFENDED, *params.evaluated))
-        raise BadParams(f"defenses.{defense_name}: unknown; known are {known}.")
+    known = UNDEFENDED, *params.evaluated_on(model_name)
+    if defense_name not in known:
+        told = ", ".join(known)
+        raise BadParams(f"defenses.{defense_name}: unknown; of {model_name} known are {told}.")
     model, processor = load_model(params, model_name)
     defense, identity = None, UNDEFENDED
     if defense_name != UNDEFENDED:
@@ -57,7 +58,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         defense = load(bundle, model, processor)
         identity = _sha256((bundle / "card.json").read_bytes())
     binding = binding_of(model, processor)
-    files = [suite_file(model_name, "test", suite) for suite in params.suites]
+    files = test_files(model_name, params.suites)
     samples = [sample for file in files for sample in read_suite(file)]
     key = journal_key(params, model_name, asdict(binding), identity)
     scratch = SCRATCH / f"evaluate@{model_name}@{defense_name}"

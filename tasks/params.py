@@ -304,6 +304,8 @@ class GuardVariant:
 class GuardAlignParams:
     """GuardAlign: its concept bank, what there is to choose from, where its parts are measured."""
 
+    models: list[str]
+    """Those that it is fitted to."""
     clip: str
     """A name of ``concept_banks``."""
     calibrate_on: Annotated[list[str], Field(min_length=1)]
@@ -371,6 +373,8 @@ class FrameTraining:
 class SafetyPromptParams:
     """DAVSP: its vector, its frame, and what it is trained, validated and taken apart on."""
 
+    models: list[str]
+    """Those that a frame is trained for."""
     prefix: str
     """Stands before every question with a picture, as the authors' does; "" for none."""
     harm: HarmParams
@@ -454,6 +458,8 @@ class TextIndexParams:
 class ProjectorParams:
     """TGA: what its weights are trained, validated and explained on."""
 
+    models: list[str]
+    """Those whose weights are trained."""
     index: TextIndexParams
     aligned: Annotated[list[str], Field(min_length=1)]
     """Suites of the train split whose pictures are told in words, which are aligned; no answer of
@@ -610,10 +616,14 @@ class Params:
         """Whether the defenses of a model are taken apart in the profile in force."""
         return self.budget.explained is None or model in self.budget.explained
 
-    @property
-    def evaluated(self) -> tuple[str, ...]:
-        """The defenses that have a bundle and an evaluation of every model."""
-        return (*self.defenses, GUARDALIGN, DAVSP, TGA)
+    def evaluated_on(self, model: str) -> tuple[str, ...]:
+        """The defenses that have a bundle and an evaluation of a model."""
+        listed = {
+            GUARDALIGN: self.guardalign.models,
+            DAVSP: self.davsp.models,
+            TGA: self.tga.models,
+        }
+        return (*self.defenses, *(name for name, models in listed.items() if model in models))
 
 
 for _section in (
@@ -814,7 +824,7 @@ def _contradictions(params: Params, root: Path, read: Mapping[str, Kind]) -> Ite
     yield from _bad_judges(params, root)
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
-        yield from _unknown(f"registry.promote.{model}", [chosen], params.evaluated)
+        yield from _unknown(f"registry.promote.{model}", [chosen], params.evaluated_on(model))
 
 
 _Drawn = tuple[Kinds, Kinds]
@@ -1093,6 +1103,7 @@ def _bad_grids(key: str, grids: GridSweep, clip: str, bank: BankParams) -> Itera
 
 def _bad_guardalign(params: Params, known: Kinds, root: Path) -> Iterator[str]:
     guard = params.guardalign
+    yield from _bad_models("guardalign.models", guard.models, params)
     yield from _unknown("guardalign.clip", [guard.clip], params.concept_banks)
     yield from _bad_calibration("guardalign.calibrate_on", guard.calibrate_on, known)
     yield from _unknown("guardalign.parts_on", guard.parts_on, params.suites)
@@ -1108,9 +1119,20 @@ def _bad_guardalign(params: Params, known: Kinds, root: Path) -> Iterator[str]:
         yield from _bad_layers(key, prefix.layers or [], params, root)
 
 
+def _bad_models(key: str, names: list[str], params: Params) -> Iterator[str]:
+    yield from _unknown(key, names, params.models)
+    yield from _repeated(key, names)
+
+
 def _bad_davsp(params: Params, suites: _Drawn, root: Path) -> Iterator[str]:
     drawn, made = suites
     told = params.davsp
+    yield from _bad_models("davsp.models", told.models, params)
+    if unmasked := [name for name in told.models if name not in params.guardalign.models]:
+        yield (
+            f"davsp.models: {unmasked} are not among guardalign.models, whose mask is measured "
+            "before their frames; put them there"
+        )
     yield from _unknown("davsp.frames", list(told.frames), params.models)
     yield from _bad_calibration("davsp.validate_on", told.validate_on, {**drawn, **made})
     if attacked := [suite for suite in told.validate_on if suite in made]:
@@ -1161,6 +1183,7 @@ def _bad_davsp(params: Params, suites: _Drawn, root: Path) -> Iterator[str]:
 def _bad_tga(params: Params, suites: _Drawn, root: Path) -> Iterator[str]:
     drawn, made = suites
     told = params.tga
+    yield from _bad_models("tga.models", told.models, params)
     yield from _unknown("tga.index.clip", [told.index.clip], params.concept_banks)
     yield from _bad_calibration("tga.validate_on", told.validate_on, {**drawn, **made})
     yield from _unknown("tga.parts_on", told.parts_on, params.suites)

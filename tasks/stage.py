@@ -21,13 +21,14 @@ T = TypeVar("T")
 ARTIFACTS = Path("artifacts")
 FRAMES = ARTIFACTS / "frames"
 """Every model's frame once more, in one place: what is tried on other models."""
-TRANSFER = ARTIFACTS / "transfer"
 DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
 BANK = "concept_bank"
 """Stands where the name of a defense would, for the concepts that a CLIP knows."""
 INDEX = "text_index"
 """Stands there as well, for the texts that a CLIP finds for pictures."""
+NOT_ATTACKED = "not_attacked"
+"""Stands in the card of a suite of attacked pictures, with the reason, where there are none."""
 GAP = "gap"
 """Stands where the name of a defense would, for the analysis of the undefended model."""
 
@@ -117,6 +118,23 @@ def suite_file(model: str, split: str, suite: str) -> Path:
     return DATA / split / f"{suite}.parquet"
 
 
+def suites_of(model: str, suites: Sequence[str]) -> list[str]:
+    """Of some suites those that a model has: not one of attacked pictures if it has none."""
+    from hauberk.data.lab import ATTACKED
+
+    return [
+        suite
+        for suite in suites
+        if suite not in ATTACKED
+        or NOT_ATTACKED not in read_json(attacked_folder(model, suite) / "card.json")
+    ]
+
+
+def test_files(model: str, suites: Sequence[str]) -> list[Path]:
+    """Where the samples lie that a model is measured on, of those of ``suites`` that it has."""
+    return [suite_file(model, "test", suite) for suite in suites_of(model, suites)]
+
+
 def attacked_folder(model: str, suite: str) -> Path:
     """Where the pictures lie that were attacked on a model."""
     return ARTIFACTS / model / suite
@@ -145,6 +163,11 @@ def parts_folder(model: str, defense: str = GUARDALIGN) -> Path:
 def harm_folder(model: str) -> Path:
     """Where the harmfulness vector of a model lies."""
     return ARTIFACTS / model / DAVSP / "harm"
+
+
+def transfer_folder(model: str) -> Path:
+    """Where the frames of other models lie as they were measured on a model."""
+    return ARTIFACTS / model / DAVSP / "transfer"
 
 
 def layers_folder(model: str) -> Path:

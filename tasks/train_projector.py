@@ -169,6 +169,7 @@ def train_on(
     from hauberk.defenses.projector import Part, Retrieved
     from hauberk.defenses.projector_step import ProjectorLoss
     from hauberk.defenses.projector_training import ProjectorTraining, train_projector
+    from hauberk.errors import BadParams, UnsupportedRequest
     from hauberk.evaluation.selection import measure
 
     told, steps = params.tga.training, params.budget.projector.steps
@@ -176,7 +177,12 @@ def train_on(
     place = fields.pop("retrieved")
     setting = AlignmentSetting(**{**fields, "layers": student.layers(alignment)})
     retrieved = None if place is None else Retrieved(place)
-    loss = ProjectorLoss(student.model, student.processor, setting, retrieved)
+    try:
+        loss = ProjectorLoss(student.model, student.processor, setting, retrieved)
+    except UnsupportedRequest as error:
+        raise BadParams(
+            f"tga.models: {student.name}: {error} Or take the model out of the list."
+        ) from None
     lessons = with_texts([*student.answered, *student.aligned], found)
     prepared = loss.prepare(lessons, params.evaluate.max_new_tokens)
     training = ProjectorTraining(

@@ -240,7 +240,7 @@ def _geometry(
 
     from hauberk.anatomy import anatomy_of
     from hauberk.defenses.safety_prompt import Geometry
-    from hauberk.errors import BadParams
+    from hauberk.errors import BadParams, UnknownFamily
     from hauberk.pixels import as_fed, pixel_input
     from hauberk.requests import mean_color
 
@@ -255,6 +255,10 @@ def _geometry(
         pixel_input(processor, torch.zeros(1, 3, height, width))
     except ValueError as error:
         raise BadParams(f"davsp.{key}: {error}") from None
+    except UnknownFamily as error:
+        raise BadParams(
+            f"davsp.models: {key}: {error} Or take the model out of the list."
+        ) from None
     return geometry
 
 

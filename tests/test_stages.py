@@ -91,12 +91,14 @@ SMALL = {
         }
     },
     "guardalign": {
+        "models": ["lab-llava"],
         "clip": "lab-clip",
         "calibrate_on": ["text_image", "benign_image"],
         "variants": [{"text": "be safe . "}, {"text": "be safe . ", "gate": "any_masked"}],
         "parts_on": ["text_image", "benign_image", "text"],
     },
     "davsp": {
+        "models": ["lab-llava"],
         "prefix": "be safe . ",
         "harm": {"harmful": ["text_image"], "harmless": ["text_image_twin"]},
         "frames": {},
@@ -110,6 +112,7 @@ SMALL = {
         "refusal": "i can not help with that .",
     },
     "tga": {
+        "models": ["lab-llava"],
         "index": {"clip": "lab-clip", "snippets": ["text"]},
         "aligned": ["text_image", "text_image_twin"],
         "answered": ["benign_image"],
@@ -199,7 +202,7 @@ def done(lab_folder, tmp_path_factory):
     run(root, evaluate, "lab-llava", "davsp")
     run(root, ablate_safety_prompt, "lab-llava")
     run(root, attack_safety_prompt, "lab-llava")
-    run(root, transfer_safety_prompt)
+    run(root, transfer_safety_prompt, "lab-llava")
     run(root, build_text_index, "lab-clip")
     run(root, train_projector, "lab-llava")
     run(root, evaluate, "lab-llava", "tga")
@@ -213,8 +216,9 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
     made = [
         "artifacts/data", *(f"artifacts/lab-llava/{of}" for of in ("adversarial", "gap")),
         "artifacts/lab-llava/cmrm/bundle", "artifacts/lab-llava/guardalign/bundle",
-        "artifacts/lab-llava/guardalign/parts", "reports", "artifacts/transfer",
+        "artifacts/lab-llava/guardalign/parts", "reports",
         *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts", "attacked")),
+        "artifacts/lab-llava/davsp/transfer",
         *(f"artifacts/lab-llava/tga/{of}" for of in ("layers", "bundle", "parts")),
         "artifacts/lab-clip/text_index",
         *(f"artifacts/frames/lab-llava/{of}" for of in ("harm", "bundle")),
@@ -547,13 +551,15 @@ def test_a_frame_is_tried_on_every_other_model_and_stands_in_the_matrix(done, tm
     root = shutil.copytree(done, tmp_path / "copy")
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["models"]["lab-other"] = params["models"]["lab-llava"]
+    for section in ("guardalign", "davsp"):
+        params[section]["models"] = ["lab-llava", "lab-other"]
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     shutil.copytree(root / "lab/lab-llava", root / "lab/lab-other")
     shutil.copytree(root / "artifacts/frames/lab-llava", root / "artifacts/frames/lab-other")
-    run(root, transfer_safety_prompt)
-    answers = lines(root / "artifacts/transfer/responses.jsonl")
+    run(root, transfer_safety_prompt, "lab-llava")
+    answers = lines(root / "artifacts/lab-llava/davsp/transfer/responses.jsonl")
     tried = {(row["model"], row["defense"]) for row in answers}
-    assert tried == {("lab-llava", "davsp@lab-other"), ("lab-other", "davsp@lab-llava")}
+    assert tried == {("lab-llava", "davsp@lab-other")}
     responses = lines(root / "artifacts/lab-llava/davsp/evaluation/responses.jsonl")
     own = {row["sample_id"]: row["response"] for row in responses}
     for row in answers:  # the other model is the same one here, and so is its frame
@@ -561,7 +567,7 @@ def test_a_frame_is_tried_on_every_other_model_and_stands_in_the_matrix(done, tm
 
 
 @pytest.mark.slow
-def test_a_frame_of_all_models_but_one_is_tried_on_all_of_them(done, tmp_path):
+def test_a_frame_of_all_other_models_is_tried_on_one(done, tmp_path):
     root = shutil.copytree(done, tmp_path / "copy")
     params = yaml.safe_load((root / "params.yaml").read_text())
     params["profiles"]["small"]["frame"]["joint_steps"] = 2
@@ -569,19 +575,20 @@ def test_a_frame_of_all_models_but_one_is_tried_on_all_of_them(done, tmp_path):
         params["models"][name] = params["models"]["lab-llava"]
         for what in ("lab/{}", "artifacts/frames/{}", "artifacts/{}/davsp"):
             shutil.copytree(root / what.format("lab-llava"), root / what.format(name))
+    for section in ("guardalign", "davsp"):
+        params[section]["models"] = ["lab-llava", "lab-b", "lab-c"]
     (root / "params.yaml").write_text(yaml.safe_dump(params))
-    run(root, transfer_safety_prompt)
-    answers = lines(root / "artifacts/transfer/responses.jsonl")
-    joint = {"davsp@lab-b+lab-c", "davsp@lab-b+lab-llava", "davsp@lab-c+lab-llava"}
-    for model in params["models"]:
-        tried = {row["defense"] for row in answers if row["model"] == model}
-        others = {f"davsp@{name}" for name in params["models"] if name != model}
-        assert tried == joint | others
-    for name in joint:
-        kept = root / "artifacts/transfer" / name.removeprefix("davsp@")
-        with Image.open(kept / "frame.png") as frame:
-            assert frame.size == (96, 96)
-        assert len(json.loads((kept / "training.json").read_text())["history"]) == 4
+    run(root, transfer_safety_prompt, "lab-c")
+    folder = root / "artifacts/lab-c/davsp/transfer"
+    answers = lines(folder / "responses.jsonl")
+    assert {row["model"] for row in answers} == {"lab-c"}
+    assert {row["defense"] for row in answers} == {
+        "davsp@lab-llava", "davsp@lab-b", "davsp@lab-llava+lab-b",
+    }  # fmt: skip
+    kept = folder / "lab-llava+lab-b"
+    with Image.open(kept / "frame.png") as frame:
+        assert frame.size == (96, 96)
+    assert len(json.loads((kept / "training.json").read_text())["history"]) == 4
     assert list((root / ".scratch").iterdir()) == []
 
 
@@ -830,8 +837,9 @@ def small(write_to, **changes):
         for file in ("model.safetensors", "tokenizer.json", "processor_config.json"):
             (folder / file).touch()
         (folder / "config.json").write_text("{}")
-    one = {name: SMALL[name] for name in ("models", "registry", "davsp")}
+    one = {name: SMALL[name] for name in ("models", "registry", "davsp", "guardalign")}
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | one | changes
+    params["tga"]["models"] = SMALL["tga"]["models"]
     path = write_to / "params.yaml"
     path.write_text(yaml.safe_dump(params))
     return load_params(path)
@@ -967,7 +975,7 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
         (("locate_safety_layers",), "python -m tasks.locate_safety_layers MODEL"),
         (("train_safety_prompt",), "python -m tasks.train_safety_prompt MODEL"),
         (("ablate_safety_prompt",), "python -m tasks.ablate_safety_prompt MODEL"),
-        (("transfer_safety_prompt", "x"), "python -m tasks.transfer_safety_prompt"),
+        (("transfer_safety_prompt",), "python -m tasks.transfer_safety_prompt MODEL"),
         (("build_text_index",), "python -m tasks.build_text_index CLIP"),
         (("train_projector",), "python -m tasks.train_projector MODEL"),
         (("ablate_projector",), "python -m tasks.ablate_projector MODEL"),

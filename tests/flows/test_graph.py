@@ -19,6 +19,9 @@ def project(pristine, tmp_path, monkeypatch) -> Path:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for section in ("models", "defenses"):
         params[section]["another"] = next(iter(params[section].values()))
+    params["guardalign"]["models"] = ["another"]
+    params["davsp"]["models"] = ["lab-qwen"]
+    params["tga"]["models"] = []
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -28,35 +31,29 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
     graph = Graph(project)
     params = yaml.safe_load((project / "params.yaml").read_text())
     pairs = [f"{m}-{d}" for m in params["models"] for d in params["defenses"]]
+    of_model = {
+        "models": ("attack", "evaluate_undefended", "analyse_gap", "locate_safety_layers"),
+        "guardalign": ("calibrate_guardalign", "evaluate_guardalign", "ablate_guardalign"),
+        "davsp": (
+            "estimate_harm_vector", "train_safety_prompt", "evaluate_safety_prompt",
+            "ablate_safety_prompt", "attack_safety_prompt", "transfer_safety_prompt",
+        ),
+        "tga": ("train_projector", "evaluate_projector", "ablate_projector"),
+    }  # fmt: skip
     needed = {
         "hash_code",
         "prepare_data",
         *(
             f"{stage}@{model}"
-            for stage in (
-                "attack",
-                "evaluate_undefended",
-                "analyse_gap",
-                "calibrate_guardalign",
-                "evaluate_guardalign",
-                "ablate_guardalign",
-                "estimate_harm_vector",
-                "locate_safety_layers",
-                "train_safety_prompt",
-                "evaluate_safety_prompt",
-                "ablate_safety_prompt",
-                "attack_safety_prompt",
-                "train_projector",
-                "evaluate_projector",
-                "ablate_projector",
-            )
-            for model in params["models"]
+            for section, stages in of_model.items()
+            for stage in stages
+            for model in (params[section] if section == "models" else params[section]["models"])
         ),
         *(f"{stage}@{pair}" for stage in ("estimate_shift", "evaluate") for pair in pairs),
         "build_concept_bank@lab-clip",
         "measure_detection@lab-clip",
         "build_text_index@lab-clip",
-        "transfer_safety_prompt",
     }
+    assert "calibrate_guardalign@another" in needed
     assert set(graph.stages["compare"].upstream) == needed
     graph.close()

@@ -11,6 +11,7 @@ from hauberk.data.samples import Sample
 from hauberk.defenses.patch_transport import Fill, Gate
 from hauberk.defenses.prefix_attention import PrefixSetting
 from hauberk.defenses.shift import Shift, ShiftSetting, sample_shifts
+from hauberk.errors import UnsupportedRequest
 from hauberk.evaluation.judges import Judge
 from hauberk.evaluation.run import Record, by_suite, judge_response, rejudged
 from hauberk.requests import Request, SupportsDefense, respond
@@ -151,6 +152,8 @@ class Sweep:
     undefended: Rates
     tried: Sequence[tuple[Setting, Rates]]
     chosen: int
+    refused: Sequence[tuple[Setting, str]] = ()
+    """Those that the model cannot have, with the reason."""
 
     def document(self) -> dict[str, Any]:
         """The sweep as plain data, for sweep.json."""
@@ -164,6 +167,7 @@ class Sweep:
             for index, (setting, rates) in enumerate(self.tried)
         ]
         setting, rates = self.tried[self.chosen]
+        refused = [{**_flat(other), "why": why} for other, why in self.refused]
         return {
             "rule": RULE,
             "split": "calibration",
@@ -171,7 +175,7 @@ class Sweep:
             "chosen": _flat(setting),
             "within_bounds": not broken_on(rates, self.undefended),
             "rows": rows,
-        }
+        } | ({"refused": refused} if refused else {})
 
 
 def broken_on(rates: Rates, undefended: Rates) -> list[str]:
@@ -212,11 +216,27 @@ def _flat(setting: Setting) -> dict[str, Any]:
 
 
 def sweep(settings: Sequence[S], undefended: Rates, measure_setting: Callable[[S], Rates]) -> Sweep:
-    """Measure every setting and choose."""
+    """Measure every setting and choose; one that the model cannot have is left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no setting.
+    UnsupportedRequest
+        If the model can have none of them: why not the last one.
+    """
     if not settings:
         raise ValueError("nothing to choose from: give at least one setting.")
-    tried = [(setting, measure_setting(setting)) for setting in settings]
-    return Sweep(undefended, tried, choose(tried, undefended))
+    tried: list[tuple[S, Rates]] = []
+    refused: list[tuple[S, str]] = []
+    for setting in settings:
+        try:
+            tried.append((setting, measure_setting(setting)))
+        except UnsupportedRequest as error:
+            refused.append((setting, str(error)))
+    if not tried:
+        raise UnsupportedRequest(f"none of {len(refused)} settings is possible: {refused[-1][1]}")
+    return Sweep(undefended, tried, choose(tried, undefended), refused)
 
 
 def displacement_rows(
