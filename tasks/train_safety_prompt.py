@@ -244,7 +244,10 @@ def _geometry(
     from hauberk.pixels import as_fed, pixel_input
     from hauberk.requests import mean_color
 
-    width, height = as_fed(processor, picture).size
+    try:
+        width, height = as_fed(processor, picture).size
+    except UnknownFamily as error:
+        raise BadParams(f"davsp.models: {key}: {error} Or take the model out of the list.") from None
     if told.canvas is not None:
         height, width = told.canvas
     margins = told.margins or [_token(anatomy_of(model).vision_tower.config, model, processor)] * 4

@@ -16,8 +16,19 @@ from flows.errors import FlowError
 from flows.parameters import adopt, check_followed
 from hauberk.data.samples import read_suite
 from hauberk.data.sources import SOURCES
-from hauberk.errors import BadData, BadParams
-from tasks import measure_detection, prepare_data
+from hauberk.defenses.shift import ShiftSetting
+from hauberk.errors import BadData, BadParams, UnsupportedRequest
+from hauberk.evaluation.run import read_records
+from hauberk.evaluation.selection import Attacked, Rates, Served, sweep
+from tasks import (
+    attack,
+    estimate_harm_vector,
+    estimate_shift,
+    evaluate,
+    measure_detection,
+    prepare_data,
+    train_safety_prompt,
+)
 from tasks.locate_safety_layers import _apart
 from tasks.params import load_params
 from tasks.stage import load_model
@@ -441,6 +452,47 @@ def test_data_are_the_same_bytes_every_time_and_twins_share_a_split(done):
         for split in ("anchor", "train", "calibration", "test")
     }
     assert sum(map(len, pairs.values())) == len(set.union(*pairs.values()))
+
+
+# --- a family that cannot have everything -----------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_a_family_cannot_have_is_left_out_and_told(project, tmp_path):
+    """Pictures of an Idefics3 have no gradient here, and no blank twin before a prompt is seen."""
+    name = "llava-7b"
+    root = shutil.copytree(
+        project, tmp_path / "idefics", ignore=shutil.ignore_patterns("artifacts")
+    )
+    shutil.rmtree(root / "checkpoints" / name)
+    for part in parts_of("idefics3"):
+        part.save_pretrained(root / "checkpoints" / name)
+    with contextlib.chdir(root):
+        params = load_params()
+        prepare_data.run(params)
+        card = json.loads((attack.run(params, name) / "card.json").read_text())
+        assert "cannot be made differentiably" in card["not_attacked"]
+        assert "adversarial" in params.suites
+        records = read_records(evaluate.run(params, name, "none") / "responses.jsonl")
+        assert {r.suite for r in records} == {*params.suites} - {"adversarial"}
+        found = json.loads((estimate_shift.run(params, name, "cmrm") / "sweep.json").read_text())
+        assert {row["level"] for row in found["rows"]} == {"dataset"}
+        assert {(row["level"], "level: dataset" in row["why"]) for row in found["refused"]} == {
+            ("sample", True)
+        }
+        estimate_harm_vector.run(params, name)
+        with pytest.raises(BadParams, match=r"davsp.models: .*differentiably.*out of the list"):
+            train_safety_prompt.run(params, name)
+    assert not (root / "artifacts" / name / "davsp/bundle").exists()
+
+
+def test_a_sweep_of_nothing_but_what_cannot_be_had_says_why():
+    def measured(setting):
+        raise UnsupportedRequest("no blank twin.")
+
+    rates = Rates({"a": Attacked(1, 1.0)}, {"b": Served(1, 1.0, 0.0)})
+    with pytest.raises(UnsupportedRequest, match=r"none of 2 settings is possible: no blank twin"):
+        sweep([ShiftSetting(alpha=0.5), ShiftSetting(alpha=1.0)], rates, measured)
 
 
 @pytest.mark.parametrize(
