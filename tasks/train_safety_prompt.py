@@ -247,7 +247,9 @@ def _geometry(
     try:
         width, height = as_fed(processor, picture).size
     except UnknownFamily as error:
-        raise BadParams(f"davsp.models: {key}: {error} Or take the model out of the list.") from None
+        raise BadParams(
+            f"davsp.models: {key}: {error} Or take the model out of the list."
+        ) from None
     if told.canvas is not None:
         height, width = told.canvas
     margins = told.margins or [_token(anatomy_of(model).vision_tower.config, model, processor)] * 4

@@ -619,6 +619,28 @@ def test_a_bundle_of_the_prefix_alone_needs_no_clip(tiny, saved, tmp_path):
     assert answers[0] == answers[1] == answers[2] != ask(tiny, mixed)
 
 
+@pytest.mark.parametrize(
+    ("revision", "fetched"),
+    [(None, False), ("main", False), ("0123456789abcdef" * 2 + "01234567", True)],
+)
+def test_a_clip_is_fetched_only_where_a_commit_pins_it(
+    tiny, bundle, monkeypatch, revision, fetched
+):
+    card = parameters_of(bundle)
+    told = {"model": "somebody/clip", "revision": revision}
+    sign(bundle, parameters=card | {"clip": card["clip"] | told})
+    asked = []
+
+    def from_pretrained(source, **options):
+        asked.append((source, options["revision"], options["local_files_only"]))
+        raise OSError("not here")
+
+    monkeypatch.setattr(AutoModel, "from_pretrained", from_pretrained)
+    with pytest.raises(MissingClip, match="somebody/clip"):
+        load(tiny, bundle)
+    assert asked == [("somebody/clip", revision, not fetched)]
+
+
 def test_the_clip_may_lie_elsewhere_and_where_it_is_gone_its_place_and_the_cure_are_named(
     tiny, clip_folder, bundle, detect, tmp_path
 ):

@@ -12,6 +12,7 @@ the CLIP.  The CLIP itself is loaded from where that binding says, as the model'
 Source: "GuardAlign", ICLR 2026, arXiv:2602.24027; its code is not public.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
@@ -226,10 +227,15 @@ class GuardAlign:
         )
 
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
 def load_clip(
     binding: Binding, where: Path | str | None = None
 ) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load the CLIP that a card names, in float32: its threshold was calibrated in it.
+
+    It is a folder or lies in the cache of the hub; fetched is only what a commit pins.
 
     Raises
     ------
@@ -238,9 +244,10 @@ def load_clip(
     """
     source = str(where or binding.model)
     revision = None if where else binding.revision
+    here = {"revision": revision, "local_files_only": not _COMMIT.fullmatch(revision or "")}
     try:
-        model = AutoModel.from_pretrained(source, revision=revision, dtype=torch.float32)
-        processor = AutoProcessor.from_pretrained(source, revision=revision)
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, **here)
+        processor = AutoProcessor.from_pretrained(source, **here)
     except Exception as error:
         # transformers has no error of its own for files that are missing, broken or unknown
         why = str(error).strip().partition("\n")[0] or type(error).__name__
