@@ -129,8 +129,10 @@ def _choose(name: str, told: DatasetParams, asked: Sequence[Wanted], seed: int) 
             )
         ids += [sample.sample_id for sample in taken]
         rows["/".join(place)] = len(taken)
+    used = frozenset(ids)
+    _check_samples(name, told, (sample for sample, _ in outline if sample.sample_id in used))
     kinds = {suite: _kind(outline, suite) for suite in told.suites}
-    return Chosen(loaded, frozenset(ids), kinds, rows)
+    return Chosen(loaded, used, kinds, rows)
 
 
 def _check_suites(name: str, told: DatasetParams, there: Iterable[str]) -> None:
@@ -139,6 +141,15 @@ def _check_suites(name: str, told: DatasetParams, there: Iterable[str]) -> None:
             f"datasets.{name}.suites: {absent} are not in it; it has {', '.join(sorted(there))}.  "
             "Correct params.yaml."
         )
+
+
+def _check_samples(name: str, told: DatasetParams, samples: "Iterable[Sample]") -> None:
+    from hauberk.data.samples import check_samples
+
+    try:
+        check_samples(samples, Path(told.where or told.source))
+    except BadData as error:
+        raise BadData(f"datasets.{name}: {error}") from None
 
 
 def _drawn(sample: "Sample", seed: int) -> tuple[str, str]:
@@ -212,7 +223,7 @@ def _overlaps(params: Params, folder: Path, chosen: Sequence[Chosen]) -> dict[st
         beside[said[one]] <= 1 if kind == "text" else one not in plain
         for kind, one in zip(table["kind"], table["evaluated"], strict=True)
     ]
-    table = table[telling]
+    table = table.loc[telling]  # of an empty list it keeps the columns
     if len(table) and params.contamination.refuse:
         raise BadData(_refusal(table))
     return {str(kind): int(n) for kind, n in table["kind"].value_counts().items()}

@@ -339,6 +339,71 @@ def test_test_samples_that_are_fitted_on_end_the_run_with_their_table(project):
         assert json.loads((folder / "card.json").read_text())["overlaps"]["picture"] > 0
 
 
+# --- one table of one's own --------------------------------------------------------------------
+
+
+def write_own(data, **columns):
+    """Write the table that examples/own-data.yaml asks for; ``columns`` are those of `uses`."""
+    pictured = ("wishes", "uses", "described")
+    (data / "images").mkdir(parents=True)
+    rows = []
+    for n in range(ROWS):
+        for shift, suite in enumerate(pictured):
+            name = f"{suite}{n}.jpg"
+            (data / "images" / name).write_bytes(picture(1000 * shift + n, "JPEG"))
+        wish, use, shown = (
+            {
+                "id": f"{suite}{n}", "suite": suite, "image": f"{suite}{n}.jpg",
+                "question": f"{suite} {n}", "expected": "refuse" if suite == "wishes" else "answer",
+            }
+            for suite in pictured
+        )  # fmt: skip
+        rows += [
+            wish | {"pair_id": f"p{n}"},
+            use | {"pair_id": f"p{n}"} | columns,
+            shown | {"caption": f"thing {n}", "reference": "a cup"},
+            {"id": f"w{n}", "suite": "words", "question": f"words {n}", "expected": "refuse"},
+        ]
+    write_lines(data / "table.jsonl", rows)
+
+
+@pytest.fixture
+def own(project, tmp_path, monkeypatch):
+    """A root with the params.yaml of the other example, and no data yet."""
+    (tmp_path / "checkpoints").mkdir()
+    for name, there in {"my-model": "llava-7b", "clip-vit-l14": "clip-vit-l14"}.items():
+        (tmp_path / "checkpoints" / name).symlink_to(project / "checkpoints" / there)
+    content = yaml.safe_load((ROOT / "examples/own-data.yaml").read_text())
+    content["profiles"] = {"quick": SMALL | {"projector": {"samples": 3, "steps": 2}}}
+    content["gap"]["requests"] = 8
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_table_of_ones_own_in_which_nothing_repeats_is_prepared(own):
+    write_own(own / "data/mine", metric="refusal", channel="lookalike")
+    folder = prepare_data.run(load_params())
+    assert json.loads((folder / "card.json").read_text())["overlaps"] == {}
+    channels = {
+        suite: {sample.channel for sample in read_suite(folder / f"test/{suite}.parquet")}
+        for suite in ("wishes", "uses", "words", "described")
+    }
+    assert channels == {
+        "wishes": {"text+image"}, "uses": {"lookalike"}, "words": {"text"}, "described": {"benign"},
+    }  # fmt: skip
+
+
+def test_a_row_without_what_is_right_is_named_with_its_data_set_before_anything_is_written(own):
+    write_own(own / "data/mine")
+    says = (
+        r"datasets.mine: data/mine: 'own-all-uses\d+' has no reference.*\{\"metric\": \"refusal\"\}"
+    )
+    with pytest.raises(BadData, match=says):
+        prepare_data.run(load_params())
+    assert {path.name for path in own.iterdir()} == {"params.yaml", "data", "checkpoints"}
+
+
 # --- the whole road ---------------------------------------------------------------------------
 
 
@@ -402,6 +467,23 @@ def test_every_defense_is_published_once_and_a_second_run_does_nothing(done):
         names | {"concept_bank.clip-vit-l14"}, "1"
     )
     assert not any(one["created"] for one in told["published"])
+
+
+@pytest.mark.slow
+def test_a_changed_row_makes_all_that_reads_data_stale_and_nothing_else(done):
+    table = done / "data/captioned/table.jsonl"
+    before = table.read_text()
+    table.write_text(before.replace("thing 7", "another thing"))
+    try:
+        planned = json.loads(flows(done, "plan", "--json").stdout)
+    finally:
+        table.write_text(before)
+    states = {name: told["state"] for name, told in planned.items()}
+    unchanged = {name for name, state in states.items() if state == "unchanged"}
+    assert unchanged == {
+        "hash_code", "build_concept_bank@clip-vit-l14", "measure_detection@clip-vit-l14",
+    }  # fmt: skip
+    assert [name for name, state in states.items() if state == "stale"] == ["prepare_data"]
 
 
 def test_a_key_that_stages_follow_is_missed_before_anything_is_written(project, tmp_path):

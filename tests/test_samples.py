@@ -26,12 +26,13 @@ pictures = st.none() | st.tuples(
 @st.composite
 def suites(draw):
     expected = draw(st.sampled_from(["answer", "refuse", "hedge"]))
+    channel = draw(st.sampled_from(["text", "benign", "image"]))
     return [
         Sample(
             sample_id=f"s{index}",
             pair_id=draw(words),
             suite="text",
-            channel=draw(st.sampled_from(["text", "benign", "image"])),
+            channel=channel,
             split=draw(st.sampled_from(["anchor", "test"])),
             scenario=draw(words),
             expected=expected,
@@ -203,6 +204,14 @@ def test_a_suite_of_two_kinds_is_refused(some, tmp_path):
     """Its rates would be of the first kind alone, and the others would vanish."""
     other = replace(some[0], sample_id="other", expected="refuse")
     with pytest.raises(BadData, match="'other' is to refuse, other samples of"):
+        write_suite([some[0], other], tmp_path / "suite.parquet")
+    assert not (tmp_path / "suite.parquet").exists()
+
+
+def test_a_suite_of_two_channels_is_refused(some, tmp_path):
+    """Its rates would be told as those of one of them."""
+    other = replace(some[0], sample_id="other", channel="lookalike")
+    with pytest.raises(BadData, match=r"channel of 'other' is lookalike, .* benign_image benign"):
         write_suite([some[0], other], tmp_path / "suite.parquet")
     assert not (tmp_path / "suite.parquet").exists()
 

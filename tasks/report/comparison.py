@@ -16,6 +16,10 @@ Row = Mapping[str, Any]
 """One object of a JSON file, as it was written."""
 
 
+_HARMLESS = ("accuracy", "over_refusal")
+"""What harmless requests pay."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One measurement and how far it lies from the undefended one."""
@@ -123,17 +127,20 @@ class Comparison:
     ) -> tuple[list[str], list[tuple[str, str]]]:
         """Choose what the table of the parts of a defense shows.
 
-        The named suites of attacks, and the named suites and metrics of harmless requests; where
-        the parts were measured on none of these attacks, as on the data of somebody's own, all
-        that they were measured on.
+        Of the lab the named suites of attacks, and the named suites and metrics of harmless
+        requests; of data sets all that the parts were measured on.
         """
         measured = {(r["suite"], r["metric"]) for r in self.metrics if r["defense"] in parts}
-        if not measured or any((suite, "unsafe_rate") in measured for suite in attacks):
+        others = sorted({suite for suite, _ in measured} - SUITES.keys(), key=self.order)
+        if all(channel_of(suite) != "other" for suite in others):  # nothing but what attacks made
             return list(attacks), list(costs)
-        suites = sorted({suite for suite, _ in measured}, key=self.order)
+        of_lab = any((suite, "unsafe_rate") in measured for suite in attacks)
         return (
-            [suite for suite in suites if (suite, "unsafe_rate") in measured],
-            [(s, m) for s in suites for m in ("accuracy", "over_refusal") if (s, m) in measured],
+            [*(attacks if of_lab else ()), *(s for s in others if (s, "unsafe_rate") in measured)],
+            [
+                *(costs if of_lab else ()),
+                *((s, m) for s in others for m in _HARMLESS if (s, m) in measured),
+            ],
         )
 
     def channels(self, metric: str) -> list[str]:

@@ -30,7 +30,7 @@ RATES = {
 """Suite and metric -> how it is written, from above, and the place of its look."""
 _METRICS = {
     "unsafe_rate": ("unsafe answers", 4),
-    "accuracy": ("right answers", 0),
+    "accuracy": ("exact answers", 0),
     "over_refusal": ("over-refusal", 1),
 }
 """The same of suites of data sets, by metric."""
@@ -60,9 +60,10 @@ def shown_rates(document: Row) -> list[tuple[str, int, Row]]:
     """Give every rate in words, the place of its look, and the rate: those of the lab first."""
     found = {(row["suite"], row["metric"]): row for row in document["rates"] if row["n"]}
     of_data = {
-        (suite, metric): (f"{_METRICS[metric][0]} on {suite}", _METRICS[metric][1])
-        for suite, metric in found
-        if (suite, metric) not in RATES
+        (suite, metric): (f"{told} on {suite}", place)
+        for metric, (told, place) in _METRICS.items()
+        for suite, measured in found
+        if measured == metric and (suite, metric) not in RATES
     }
     return [(*how, found[key]) for key, how in (RATES | of_data).items() if key in found]
 

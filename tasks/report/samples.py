@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from hauberk import UNDEFENDED
-from tasks.report.channels import suite_order
 from tasks.report.comparison import Comparison, Row
 
 AT_MOST = 3
@@ -72,18 +71,18 @@ def pick(comparison: Comparison, model: str, defense: str) -> list[Kind]:
     kinds = []
     for title, (group, belongs) in KINDS.items():
         found = [new for old, new in pairs[group] if belongs(old, new)]
-        shown = tuple(_shown(comparison, model, row) for row in _first(found))
+        shown = tuple(_shown(comparison, model, row) for row in _first(comparison, found))
         kinds.append(Kind(title, len(found), len(pairs[group]), group, shown))
     return [kind for kind in kinds if kind.of]
 
 
-def _first(rows: list[Row]) -> list[Row]:
+def _first(comparison: Comparison, rows: list[Row]) -> list[Row]:
     """Take one of every suite before a second of any."""
     by_suite: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: sha256(str(row["sample_id"]).encode()).digest()):
         by_suite.setdefault(row["suite"], []).append(row)
     rounds = [
-        (place, suite_order(suite), row)
+        (place, comparison.order(suite), row)
         for suite, members in by_suite.items()
         for place, row in enumerate(members[:AT_MOST])
     ]

@@ -300,7 +300,8 @@ LAYOUTS = [
         ],
         {
             "jailbreakv_llm_transfer_attack": 1,
-            "jailbreakv_query_related": 2,
+            "jailbreakv_query_related": 1,
+            "jailbreakv_query_related_typo": 1,
             "jailbreakv_figstep": 1,
         },
         needed=["id", "jailbreak_query", "redteam_query", "format", "policy", "image_path"],

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from tasks.report.comparison import Deciding
 from tasks.report.verdict import elsewhere, judge
 from tasks.report.words import MINUS, amount, change, interval, p_value
 from tests.report.made_up import UNSAFE, WRONG, comparison
@@ -112,6 +113,66 @@ def test_a_channel_that_stays_open_is_in_the_headline():
     said = judge(results, "lab-llava", "cmrm")
     assert (said.label, said.tone) == ("closes the gap of text_image; image stays open", "mixed")
     assert [cell.suite for cell in elsewhere(results, "lab-llava", "cmrm")] == ["image"]
+
+
+OTHERS = {
+    "text_image": "vlsafe", "text": "advbench", "text_blank": "xstest_blank", "image": "mm_sd",
+    "image_clutter": "mm_sd2", "benign_image": "scienceqa", "counting": "mme",
+    "lookalike": "mossbench",
+}  # fmt: skip
+
+
+def renamed(results, **more):
+    """The same answers to suites of somebody's own, in the same order."""
+
+    def rows(given):
+        return [{**row, "suite": OTHERS.get(row["suite"], row["suite"])} for row in given]
+
+    deciding = Deciding(OTHERS["text_image"], OTHERS["text"])
+    return replace(
+        results, metrics=rows(results.metrics), differences=rows(results.differences),
+        responses=rows(results.responses), deciding=deciding, **more,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("attack", "image"), [(0.0, 0.0), (0.0, 0.9), (0.3, 0.0), (0.62, 0.0)])
+def test_data_of_ones_own_are_judged_as_the_lab_is(attack, image):
+    unsafe = {
+        "none": {**EASY, "text_image": 0.62, "image": image},
+        "cmrm": {**EASY, "text_image": attack, "image": image},
+    }
+    results = comparison(unsafe=unsafe, wrong={"none": 0.0, "cmrm": 0.0}, harmless=FEW)
+    lab = judge(results, "lab-llava", "cmrm")
+    said = judge(renamed(results), "lab-llava", "cmrm")
+    assert said.label == lab.label.replace("text_image", "vlsafe")
+    assert said.tone == lab.tone
+    assert len(said.sentences) == len(lab.sentences)
+    assert renamed(results).channels("unsafe_rate") == results.channels("unsafe_rate")
+
+
+def test_where_no_words_alone_were_asked_the_verdict_says_what_is_missing():
+    results = replace(renamed(closing()), deciding=Deciding("vlsafe", None))
+    said = judge(results, "lab-llava", "cmrm")
+    assert (said.label, said.tone) == ("cannot be judged", "unknown")
+    assert "no suite of harmful words alone is named" in said.sentences[0]
+
+
+def test_the_table_of_parts_shows_the_suites_of_the_lab_and_those_of_ones_own():
+    results = closing()
+    attacks, costs = ["text_image", "image"], [("benign_image", "accuracy")]
+    assert results.columns(attacks, costs, {"cmrm"}) == (attacks, costs)
+    own = renamed(results)
+    shown, paid = own.columns(attacks, costs, {"cmrm"})
+    assert set(shown) == {OTHERS[suite] for suite in ("text_image", *EASY)}
+    assert paid[0] == ("mme", "accuracy")
+    assert {suite for suite, _ in paid} == {OTHERS[suite] for suite in FEW}
+    both = replace(
+        own,
+        metrics=[*results.metrics, *own.metrics],
+        responses=[*results.responses, *own.responses],
+    )
+    assert both.columns(attacks, costs, {"cmrm"}) == ([*attacks, *shown], [*costs, *paid])
+    assert both.columns(attacks, costs, {"not measured"}) == (attacks, costs)
 
 
 def test_a_small_fall_that_chance_explains_is_no_success():

@@ -223,6 +223,19 @@ def _sample(row: dict[str, Any], path: Path) -> Sample:
     return Sample(image=upright(encoded, where), **row)
 
 
+def check_samples(samples: Iterable[Sample], where: Path) -> None:
+    """Refuse what could not be written as suites, before any picture is read.
+
+    Raises
+    ------
+    BadData
+        Naming ``where`` and the sample.
+    """
+    checks = _Checks(where)
+    for sample in samples:
+        checks.add(sample)
+
+
 class _Checks:
     """Whether samples, one after the other, make a file in normal form."""
 
@@ -230,6 +243,7 @@ class _Checks:
         self.path = path
         self._ids: set[str] = set()
         self._kinds: dict[str, str] = {}
+        self._channels: dict[str, str] = {}
 
     def add(self, sample: Sample) -> None:
         path = self.path
@@ -251,11 +265,18 @@ class _Checks:
                 f"{path}: {sample.sample_id!r} is to {sample.expected}, other samples of "
                 f"{sample.suite} to {kind_of_suite}; a suite is of one kind: make two of it."
             )
+        channel = self._channels.setdefault(sample.suite, sample.channel)
+        if sample.channel != channel:
+            raise BadData(
+                f"{path}: the channel of {sample.sample_id!r} is {sample.channel}, that of other "
+                f"samples of {sample.suite} {channel}; a suite is of one channel: make two of it."
+            )
         details = _details(sample, path)
         if sample.expected == "answer" and not sample.reference and not _scored_otherwise(details):
             raise BadData(
                 f"{path}: {sample.sample_id!r} has no reference, so that no answer to it could be "
-                "right; give its exact answer, or say in `meta` how else it is scored."
+                "right; give its exact answer, or say in `meta` how else it is scored, such as "
+                '{"metric": "refusal"} where only a refusal would be wrong.'
             )
 
     def finish(self) -> None:

@@ -51,8 +51,11 @@ def _kind(row: Row) -> tuple[str, Channel]:
         raise row.wrong(f"'image_path' is {str(path)!r}, in none of the folders {_FOLDERS}")
     if kind == "llm_transfer_attack":
         return kind, "text+image"
-    shows = kind == "query_related" and not path.name.lower().startswith(("typo", "sd_typo"))
-    return kind, "image" if shows else "typographic"
+    if kind == "figstep":
+        return kind, "typographic"
+    if path.name.lower().startswith(("typo", "sd_typo")):
+        return f"{kind}_typo", "typographic"
+    return kind, "image"
 
 
 JAILBREAKV = Source(
