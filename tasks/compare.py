@@ -44,7 +44,8 @@ ANSWERS = "responses.jsonl"
 def run(params: Params) -> Path:
     """Gather the rows, pair every defended run with the undefended one, render the report."""
     from hauberk.evaluation.agreement import agreement_rows, confusion_rows
-    from hauberk.evaluation.label import corrected_by_model, read_sheets
+    from hauberk.evaluation.label_correction import corrected_by_model
+    from hauberk.evaluation.label_sheet import read_sheets
     from hauberk.evaluation.metrics import (
         corrected_rows,
         difference_rows,

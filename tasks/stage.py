@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.allocator import keep_freed_memory
-from hauberk.errors import BadParams, CannotLoad, HauberkError
+from hauberk.errors import BadParams, CannotLoad, HauberkError, reason_of
 from tasks.params import DAVSP, GUARDALIGN, TGA, Params, load_params
 from tasks.warm import die_with_parent
 
@@ -235,7 +235,7 @@ def load_clip(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMix
         processor = AutoProcessor.from_pretrained(folder, revision=revision)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         # transformers has no error of its own for files that are missing, broken or unknown
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        why = reason_of(error)
         raise BadParams(
             f"concept_banks.{name}: {folder} cannot be loaded ({why}); put config, weights, "
             "tokenizer and processor there, or correct params.yaml."

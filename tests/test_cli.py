@@ -22,7 +22,7 @@ from hauberk.defenses.projector import Part, Retrieved
 from hauberk.defenses.safety_prompt import Geometry
 from hauberk.defenses.shift import ShiftSetting
 from hauberk.errors import HauberkError, UnsupportedRequest
-from hauberk.evaluation.label import key_of
+from hauberk.evaluation.label_sheet import key_of
 from hauberk.evaluation.run import write_records
 from hauberk.requests import Request, respond
 from tests.serving import failure, last_text, serving

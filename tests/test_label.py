@@ -17,21 +17,18 @@ from PIL import Image
 from hauberk.data.lab import build_suite
 from hauberk.data.samples import write_suite
 from hauberk.errors import BadData, BadParams
-from hauberk.evaluation.label import (
+from hauberk.evaluation.label import label_read, label_write
+from hauberk.evaluation.label_correction import corrected, corrected_by_model, unrepresented
+from hauberk.evaluation.label_sheet import (
     COLUMNS,
     LABELS,
     Sheet,
     _alive,
     _inert,
-    corrected,
-    corrected_by_model,
     draw,
     key_of,
-    label_read,
-    label_write,
     read_sheet,
     read_sheets,
-    unrepresented,
     write_sheet,
 )
 from hauberk.evaluation.run import Record, write_records

@@ -13,7 +13,7 @@ from hauberk.defenses import projector_training
 from hauberk.defenses.alignment import AlignmentSetting
 from hauberk.defenses.projector import Part, Retrieved
 from hauberk.defenses.projector_step import Lesson, ProjectorLoss
-from hauberk.defenses.projector_training import ProjectorTraining, _Deck, train_projector
+from hauberk.defenses.projector_training import ProjectorTraining, train_projector
 from hauberk.errors import Diverged
 
 PARTS = (Part("projector"), Part("lora", last=1, rank=2, alpha=4), Part("decoder"))
@@ -234,16 +234,6 @@ def test_the_control_without_alignment_is_a_plain_setting(tiny):
     found = train_projector(loss, rows, PARTS[0], replace(SETTING, aligned=0), lambda _: 0.0)
     assert all("pair" not in row for row in found.history)
     assert all(row.retrieved.any() for row in rows)
-
-
-def test_lessons_of_a_step_follow_from_seed_and_step_alone(tiny):
-    rows = loss_of(tiny).prepare(lessons_of(tiny)[:5], 8)
-    deck = _Deck(rows, "0/align")
-    dealt = [row for step in range(1, 6) for row in deck.deal(step, 4)]
-    assert [id(row) for row in _Deck(rows, "0/align").deal(3, 4)] == [id(r) for r in dealt[8:12]]
-    for start in range(0, 20, 5):
-        assert len({id(row) for row in dealt[start : start + 5]}) == 5
-    assert [id(row) for row in _Deck(rows, "1/align").deal(1, 5)] != [id(r) for r in dealt[:5]]
 
 
 class Pair:

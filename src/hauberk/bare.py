@@ -22,12 +22,9 @@ from transformers import (
 )
 from transformers.models.auto.auto_mappings import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.image_processing_auto import get_image_processor_class_from_name
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
-)
 
-from hauberk.errors import BadModel
+from hauberk.checkpoint import misfit
+from hauberk.errors import BadModel, reason_of
 
 _CONFIG = "config.json"
 _SETTINGS = ("preprocessor_config.json", "processor_config.json")
@@ -60,44 +57,18 @@ def bare_model(source: str, revision: str | None = None) -> BareModel:
         If there is no config, it needs code of its own, it is of no model that reads pictures and
         text, or none can be built from it.
     """
-    told = read_config(source, revision)
+    told = _told(source, revision)
     with _errors_alone():
         model = _built(source, told)
         images, found = _images(source, revision, told["model_type"])
     return BareModel(source, model, images, found)
 
 
-def read_config(source: str, revision: str | None = None) -> dict[str, Any]:
-    """Read the config of a model that can be built.
-
-    Raises
-    ------
-    BadModel
-        As :func:`bare_model` does, but for what only building shows.
-    """
+def _told(source: str, revision: str | None) -> dict[str, Any]:
+    """Read the config of a model that can be built, but for what only building shows."""
     told = _read(source, revision)
-    name = told.get("model_type")
-    if not isinstance(name, str):
-        raise BadModel(
-            f"{source}: its {_CONFIG} names no model_type, so that nobody knows what it is of; "
-            "give the config of a whole model."
-        )
-    if name not in CONFIG_MAPPING:
-        if "auto_map" in told:
-            raise BadModel(
-                f"{source}: {name!r} needs code that comes with the checkpoint, which is not run "
-                "here; choose a conversion to a model of transformers, if there is one."
-            )
-        raise BadModel(
-            f"{source}: transformers {transformers.__version__} knows no model_type {name!r}; "
-            "install a newer one, or choose a conversion to a model that it knows."
-        )
-    if name not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        only = "reads text alone" if name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "is no model"
-        raise BadModel(
-            f"{source}: {name!r} {only}, where one that reads pictures and text, and answers in "
-            "text, would be right; choose a vision-language model."
-        )
+    if wrong := misfit(told):
+        raise BadModel(f"{source}: {wrong}")
     classes = told.get("architectures") or []
     if not isinstance(classes, list) or not all(isinstance(each, str) for each in classes):
         raise BadModel(
@@ -108,7 +79,8 @@ def read_config(source: str, revision: str | None = None) -> dict[str, Any]:
     if strange:
         raise BadModel(
             f"{source}: it was written for {strange[0]}, which transformers does not have, and its "
-            f"config does not describe the {name!r} of transformers; choose a converted checkpoint."
+            f"config does not describe the {told['model_type']!r} of transformers; choose a "
+            "converted checkpoint."
         )
     return told
 
@@ -128,7 +100,7 @@ def _read(source: str, revision: str | None) -> dict[str, Any]:
     try:
         found: dict[str, Any] = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
     except (OSError, ValueError) as error:
-        why = str(error).strip().partition("\n")[0]
+        why = reason_of(error)
         raise BadModel(
             f"{source}: its config cannot be read from the hub ({why}); check the name and the "
             f"connection, or give a folder or a {_CONFIG} that was downloaded."
@@ -155,7 +127,7 @@ def _built(source: str, told: dict[str, Any]) -> PreTrainedModel:
             model: PreTrainedModel = AutoModelForImageTextToText.from_config(config).eval()
     except Exception as error:
         # configs and models have no error of their own for what they cannot be built from
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        why = reason_of(error)
         raise BadModel(
             f"{source}: no {told['model_type']!r} can be built from this config ({why}); download "
             "it again, or install what it asks for."
@@ -175,7 +147,7 @@ def _images(source: str, revision: str | None, name: str) -> tuple[Any, str]:
             return found, "its own settings"
         except Exception as error:  # image processors have no error of their own for bad settings
             if settings is not None:
-                why = str(error).strip().partition("\n")[0] or type(error).__name__
+                why = reason_of(error)
                 raise BadModel(
                     f"{settings}: no image processor can be made from it ({why}); download it "
                     "again, or install what it asks for."

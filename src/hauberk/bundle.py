@@ -115,14 +115,21 @@ def versions() -> dict[str, str]:
     }
 
 
-def write_bundle(folder: Path, card: Card, write_files: Callable[[Path], None]) -> Path:
+def write_bundle(
+    folder: Path,
+    card: Card,
+    write_files: Callable[[Path], None],
+    extra_files: Mapping[str, str] | None = None,
+) -> Path:
     """Write a bundle so that it is either complete or not there.
 
-    ``write_files`` puts the data files into the folder it is given; their hashes are added to
-    the card, which is written last.
+    ``write_files`` puts the data files into the folder it is given; ``extra_files`` are texts by
+    name.  The hashes of all are added to the card, which is written last.
     """
     with replacing(folder) as partial:
         write_files(partial)
+        for name, text in (extra_files or {}).items():
+            (partial / name).write_text(text)
         files = {path.name: file_hash(path) for path in sorted(partial.iterdir())}
         made_with = versions()
         content = {**asdict(card), "files": files, "hauberk": made_with["hauberk"]}
@@ -196,6 +203,31 @@ def check_binding(card: Card, model: PreTrainedModel, processor: ProcessorMixin)
             + "\n  ".join(wrong)
             + "\nLoad the model it names, or build the defense for this one."
         )
+
+
+def read_bound(
+    folder: Path | str,
+    method: str,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    writer: str,
+) -> tuple[Path, Card]:
+    """Read and verify a bundle of one method, made for this model: see :func:`read_card`.
+
+    Raises
+    ------
+    BadBundle, TamperedBundle, WrongModel
+        If it is of another method (``writer`` says what writes one of this), was changed, or was
+        made for another model.
+    """
+    home, card = read_card(Path(folder))
+    if card.method != method:
+        raise BadBundle(
+            f"{home}: expected a bundle of method {method!r}, found {card.method!r}; give the "
+            f"folder that {writer} wrote."
+        )
+    check_binding(card, model, processor)
+    return home, card
 
 
 class Bound:

@@ -1,8 +1,9 @@
 """What a checkpoint consists of on disk, told without torch: it is asked before a run."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from hauberk.errors import CannotLoad
 
@@ -45,3 +46,39 @@ def _missing_shards(folder: Path) -> Iterator[str]:
                 f"{index}: no index of weights can be read from it; download it again."
             ) from None
         yield from sorted(name for name in names if not (folder / name).is_file())
+
+
+def misfit(config: Mapping[str, Any]) -> str | None:
+    """Say why a config is of no model that transformers has and that reads pictures and text.
+
+    It ends with what to do; None where it is of such a model.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        return (
+            "its config.json names no model_type, so that nobody knows what it is of; give the "
+            "config of a whole model."
+        )
+    if kind not in transformers.CONFIG_MAPPING:
+        if "auto_map" in config:
+            return (
+                f"{kind!r} needs code that comes with the checkpoint, which is not run here; "
+                "choose a conversion to a model of transformers (often NAME-hf), if there is one."
+            )
+        return (
+            f"transformers {transformers.__version__} knows no model_type {kind!r}; install a "
+            "newer one, or choose a conversion to a model that it knows."
+        )
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        only = "reads text alone" if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else "is no model"
+        return (
+            f"{kind!r} {only}, where one that reads pictures and text, and answers in text, would "
+            "be right; choose a vision-language model."
+        )
+    return None

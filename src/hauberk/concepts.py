@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hauberk.bundle import Binding, Card, check_binding, read_card, write_bundle
-from hauberk.errors import BadBundle, TamperedBundle
+from hauberk.bundle import Binding, Card, read_bound, write_bundle
+from hauberk.errors import TamperedBundle
 
 METHOD = "concept_bank"
 _TENSORS = "concepts.safetensors"
@@ -143,13 +143,7 @@ class ConceptBank:
         BadBundle, TamperedBundle, WrongModel
             If it is no bank, was changed, or was made with another CLIP.
         """
-        home, card = read_card(Path(folder))
-        if card.method != METHOD:
-            raise BadBundle(
-                f"{home}: expected a bundle of method {METHOD!r}, found {card.method!r}; give the "
-                "folder that ConceptBank.save wrote."
-            )
-        check_binding(card, clip, processor)
+        home, card = read_bound(folder, METHOD, clip, processor, "ConceptBank.save")
         return cls.read(home, card.parameters)
 
 

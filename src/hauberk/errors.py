@@ -25,6 +25,11 @@ class HauberkError(Exception):
     """Anything that a user of hauberk can cure."""
 
 
+def reason_of(error: BaseException) -> str:
+    """What the error of another library says, in one line: its first, or else its name."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class BadParams(HauberkError):
     """A parameter is unknown, of the wrong type, or out of range."""
 

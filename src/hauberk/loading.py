@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hauberk.checkpoint import NEEDED, WEIGHTS, missing_in
-from hauberk.errors import CannotLoad
+from hauberk.checkpoint import NEEDED, WEIGHTS, misfit, missing_in
+from hauberk.errors import CannotLoad, reason_of
 
 Quantization = Literal["4bit", "8bit"]
 DeviceMap = str | Mapping[str, int | str]
@@ -171,35 +171,15 @@ def _check_folder(folder: Path) -> None:
 
 def _check_kind(name: str, common: Mapping[str, Any]) -> None:
     """Refuse what is no vision-language model of transformers, before any weight is read."""
-    from transformers import (
-        CONFIG_MAPPING,
-        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-        AutoConfig,
-        PretrainedConfig,
-    )
+    from transformers import PretrainedConfig
 
     try:
-        content, _ = PretrainedConfig.get_config_dict(name, **common)
-        kind = content.get("model_type")
-        known = kind in CONFIG_MAPPING
-        config = AutoConfig.from_pretrained(name, **common) if known else None
+        config, _ = PretrainedConfig.get_config_dict(name, **common)
+        wrong = misfit(config)
     except Exception as error:  # transformers has no error of its own for files that are broken
         raise _explained(name, common, error) from error
-    if config is None and "auto_map" in content:
-        raise CannotLoad(
-            f"{name}: its architecture {kind!r} is code that lies with the weights, which is not "
-            "run here; use a version of the model in transformers' own format (often NAME-hf)."
-        )
-    if config is None:
-        raise CannotLoad(
-            f"{name}: config.json names the architecture {kind!r}, which this transformers does "
-            "not know; correct model_type, or install a newer transformers."
-        )
-    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        raise CannotLoad(
-            f"{name}: a {kind!r} model does not answer about pictures; give a vision-language "
-            "model."
-        )
+    if wrong:
+        raise CannotLoad(f"{name}: {wrong}")
 
 
 # --- loading ----------------------------------------------------------------------------------
@@ -242,7 +222,7 @@ def _explained(name: str, common: Mapping[str, Any], error: Exception) -> Cannot
     from huggingface_hub import errors
 
     causes = list(_chain(error))
-    told = str(error).strip().partition("\n")[0] or type(error).__name__
+    told = reason_of(error)
 
     def any_of(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import groupby
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -632,12 +633,18 @@ def _encode(
         raise BadRequest(f"request {named}: the processor cannot read it: {error}") from error
 
 
+def context_of(model: PreTrainedModel) -> float:
+    """How many tokens a model reads and writes at the most; infinity where its config is silent."""
+    text = model.config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or inf
+
+
 def _refuse_overlong(
     model: PreTrainedModel, inputs: Mapping[str, Any], indices: Sequence[int], max_new_tokens: int
 ) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_of(model)
     for index, tokens in zip(indices, inputs["attention_mask"].sum(1).tolist(), strict=True):
-        if context is not None and tokens + max_new_tokens > context:
+        if tokens + max_new_tokens > context:
             raise BadRequest(
                 f"request {index}: {tokens} tokens of prompt and {max_new_tokens} of answer do not "
                 f"fit into the model's context of {context}; shorten the text, give fewer or "

@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, ProcessorMixin
 
-from hauberk.bundle import Binding, Card, check_binding, read_card, write_bundle
+from hauberk.bundle import Binding, Card, read_bound, write_bundle
 from hauberk.concepts import check_lengths, encode_texts
-from hauberk.errors import BadBundle, TamperedBundle
+from hauberk.errors import TamperedBundle
 from hauberk.requests import as_rgb
 
 METHOD = "text-index"
@@ -160,13 +160,7 @@ class TextIndex:
         BadBundle, TamperedBundle, WrongModel
             If it is no index, was changed, or was made with another encoder.
         """
-        home, card = read_card(Path(folder))
-        if card.method != METHOD:
-            raise BadBundle(
-                f"{home}: expected a bundle of method {METHOD!r}, found {card.method!r}; give the "
-                "folder that TextIndex.save wrote."
-            )
-        check_binding(card, clip, processor)
+        home, _ = read_bound(folder, METHOD, clip, processor, "TextIndex.save")
         try:
             content = json.loads((home / _TEXTS).read_text())
             features = load_file(home / _TENSORS)["features"]

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from hauberk.evaluation.agreement import ALL
-from hauberk.evaluation.label import Sheet, corrected, key_of
+from hauberk.evaluation.label_correction import corrected
+from hauberk.evaluation.label_sheet import Sheet, key_of
 from hauberk.evaluation.metrics import LABELLED, difference_rows, metric_rows
 from hauberk.evaluation.run import Record
 from hauberk.evaluation.utility import METRICS, TOGETHER

@@ -28,7 +28,7 @@ from hauberk.concepts import ConceptBank
 from hauberk.defenses.patch_transport import PatchTransport, plain, setting_from
 from hauberk.defenses.prefix_attention import PrefixAttention, PrefixSetting
 from hauberk.defenses.unseen import Unseen
-from hauberk.errors import MissingClip, TamperedBundle
+from hauberk.errors import MissingClip, TamperedBundle, reason_of
 from hauberk.requests import Request
 
 
@@ -124,7 +124,7 @@ class GuardAlign:
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
         """Write the bundle: features as float32 safetensors, everything else in the card."""
-        extra: Mapping[str, str] = about.pop("extra_files", {})
+        extra = about.pop("extra_files", None)
         transport, prefix = self.transport, self.prefix
         parameters: dict[str, Any] = {
             "transport": None if transport is None else plain(transport.setting),
@@ -140,10 +140,8 @@ class GuardAlign:
         def write(home: Path) -> None:
             if transport is not None:
                 transport.bank.write(home)
-            for name, content in extra.items():
-                (home / name).write_text(content)
 
-        return write_bundle(folder, Card(self.method, binding, parameters, **about), write)
+        return write_bundle(folder, Card(self.method, binding, parameters, **about), write, extra)
 
     @classmethod
     def load(
@@ -250,7 +248,7 @@ def load_clip(
         processor = AutoProcessor.from_pretrained(source, **here)
     except Exception as error:
         # transformers has no error of its own for files that are missing, broken or unknown
-        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        why = reason_of(error)
         raise MissingClip(
             f"the CLIP {source!r} (revision {revision or 'any'}) cannot be loaded ({why}); put it "
             "there, or say where it lies: hauberk.load(folder, model, processor, clip=...)."

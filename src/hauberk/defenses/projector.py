@@ -302,12 +302,10 @@ class Projector:
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
         """Write the bundle: the changed tensors as safetensors, everything else in the card."""
-        extra: Mapping[str, str] = about.pop("extra_files", {})
+        extra = about.pop("extra_files", None)
 
         def write(home: Path) -> None:
             save_file({n: t.contiguous() for n, t in self.tensors.items()}, home / _TENSORS)
-            for name, content in extra.items():
-                (home / name).write_text(content)
 
         parameters: dict[str, Any] = {
             "part": asdict(self.part),
@@ -315,7 +313,7 @@ class Projector:
             "retrieved": None if self.retrieved is None else asdict(self.retrieved),
             "training": self.about,
         }
-        return write_bundle(folder, Card(self.method, binding, parameters, **about), write)
+        return write_bundle(folder, Card(self.method, binding, parameters, **about), write, extra)
 
     @classmethod
     def load(

@@ -13,14 +13,10 @@ Source: as :mod:`hauberk.defenses.projector`; AdamW: Loshchilov and Hutter, ICLR
 arXiv:1711.05101.
 """
 
-import hashlib
-import json
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 from math import isfinite
 from operator import attrgetter
 from pathlib import Path
@@ -28,13 +24,12 @@ from typing import Any, Protocol
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hauberk.defenses.projector import FACTOR_A, FACTOR_B, Part, Projector
 from hauberk.defenses.projector_step import Measured, Prepared, ProjectorLoss
+from hauberk.defenses.training import Checkpoint, Deck, State, key_of, train
 from hauberk.errors import Diverged
 from hauberk.pixels import frozen
 
@@ -125,20 +120,6 @@ class TrainedProjector:
     """One row a step: losses, cosines, and the norm of the gradient."""
 
 
-@dataclass
-class _State:
-    """All that a step depends on, and the best so far."""
-
-    trained: dict[str, Tensor]
-    means: dict[str, Tensor]
-    squares: dict[str, Tensor]
-    best: dict[str, Tensor]
-    step: int = 0
-    best_step: int = 0
-    validated: dict[int, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def train_projector(
     loss: ProjectorLoss,
     lessons: Sequence[Prepared],
@@ -186,31 +167,31 @@ def train_projector(
     silent = [row for row in lessons if not len(row.answer) and row.caption is not None]
     _check(setting, len(answered), len(silent), loss, processes)
     about = {"alignment": asdict(loss.alignment), **asdict(setting)}
+    decks = Deck(answered, f"{setting.seed}/answer"), Deck(silent, f"{setting.seed}/align")
+    sizes = setting.batch, setting.aligned
+
+    def judge(trained: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        now = {name: value.clone() for name, value in trained.items()}
+        return now, validate(Projector(now, part, about))
+
     with _trainable(loss.model, part, setting) as student:
-        key = _key(loss, lessons, part, setting, also, student.start)
-        state = _resumed(checkpoint, key) or _begun(student.start)
-        progress(state.step)
 
-        def judge() -> None:
-            _validate(state, lambda best: validate(Projector(best, part, about)))
-            if checkpoint and (processes is None or processes.process_index == 0):
-                _keep(state, checkpoint, key)
-
-        if not state.validated:
-            judge()
-        decks = (_Deck(answered, f"{setting.seed}/answer"), _Deck(silent, f"{setting.seed}/align"))
-        while state.step < setting.steps:
-            state.step += 1
-            rows = [*decks[0].deal(state.step, setting.batch)]
-            others = decks[1].deal(state.step, setting.aligned)
+        def move(state: State) -> None:
+            dealt = [
+                deck.deal((state.step - 1) * size, size)
+                for deck, size in zip(decks, sizes, strict=True)
+            ]
             student.set(state.trained)
             with student.inside():
-                found = _descended(loss, (rows, others), state.step, setting, student, processes)
+                found = _descended(loss, dealt, state.step, setting, student, processes)
             state.history.append(found)
             _move(state, student, setting)
-            if state.step % setting.validate_every == 0 or state.step == setting.steps:
-                judge()
-            progress(1)
+
+        kept = None
+        if checkpoint:
+            key = _key(loss, lessons, part, setting, also, student.start)
+            kept = Checkpoint(checkpoint, key, processes is None or processes.process_index == 0)
+        state = train(student.start, move, judge, setting, kept, progress)
     best = Projector(state.best, part, about)
     return TrainedProjector(best, state.best_step, state.validated, state.history)
 
@@ -371,7 +352,7 @@ def _checkpointing(model: PreTrainedModel) -> Iterator[None]:
 
 def _descended(
     loss: ProjectorLoss,
-    kinds: tuple[Sequence[Prepared], Sequence[Prepared]],
+    kinds: Sequence[Sequence[Prepared]],
     step: int,
     setting: ProjectorTraining,
     student: _Student,
@@ -423,7 +404,7 @@ _FADING, _EPSILON = (0.9, 0.999), 1e-8
 """Of AdamW, as torch has them."""
 
 
-def _move(state: _State, student: _Student, setting: ProjectorTraining) -> None:
+def _move(state: State, student: _Student, setting: ProjectorTraining) -> None:
     """Take one step of AdamW in float32."""
     gradients = {name: gradient.float() for name, gradient in student.gradients.items()}
     norm = torch.stack([gradient.norm() for gradient in gradients.values()] or [torch.zeros(())])
@@ -448,51 +429,6 @@ def _move(state: _State, student: _Student, setting: ProjectorTraining) -> None:
         weight.addcdiv_(mean, size_, value=-rate / (1 - first**state.step))
 
 
-def _begun(start: Mapping[str, Tensor]) -> _State:
-    def zeros() -> dict[str, Tensor]:
-        return {name: torch.zeros_like(value) for name, value in start.items()}
-
-    trained = {name: value.clone() for name, value in start.items()}
-    return _State(trained, zeros(), zeros(), {n: v.clone() for n, v in start.items()})
-
-
-def _validate(state: _State, validate: Callable[[Mapping[str, Tensor]], float]) -> None:
-    now = {name: value.clone() for name, value in state.trained.items()}
-    score = validate(now)
-    if all(score > before for before in state.validated.values()):
-        state.best, state.best_step = now, state.step
-    state.validated[state.step] = score
-
-
-class _Deck:
-    """Deals lessons: every one once before any of them again, in an order of its own."""
-
-    def __init__(self, lessons: Sequence[Prepared], seed: str) -> None:
-        self.lessons, self.seed = lessons, seed
-        self._order = lru_cache(maxsize=4)(self._shuffled)
-
-    def deal(self, step: int, size: int) -> list[Prepared]:
-        """The lessons of a step, counted from 1."""
-        if not self.lessons:
-            return []
-        places = range((step - 1) * size, step * size)
-        return [self._drawn(place) for place in places]
-
-    def _drawn(self, place: int) -> Prepared:
-        round_, index = divmod(place, len(self.lessons))
-        return self.lessons[self._order(round_)[index]]
-
-    def _shuffled(self, round_: int) -> list[int]:
-        order = list(range(len(self.lessons)))
-        random.Random(f"{self.seed}/{round_}").shuffle(order)
-        return order
-
-
-# --- going on after a kill --------------------------------------------------------------------
-
-_TENSORS = ("trained", "means", "squares", "best")
-
-
 def _key(
     loss: ProjectorLoss,
     lessons: Sequence[Prepared],
@@ -501,50 +437,10 @@ def _key(
     also: str,
     start: Mapping[str, Tensor],
 ) -> str:
-    """Hash what a run depends on, so that no other run is gone on with."""
-    told = (also, asdict(part), asdict(setting), asdict(loss.alignment), loss.retrieved,
-            loss.autocast)  # fmt: skip
-    found = hashlib.sha256(repr(told).encode())
-    for name, value in start.items():
-        found.update(name.encode())
-        found.update(value.cpu().numpy().tobytes())
+    told = (also, part, setting, loss.alignment, loss.retrieved, loss.autocast, list(start),
+            [list(row.pixels) for row in lessons])  # fmt: skip
+    tensors: list[Tensor | None] = [*start.values()]
     for row in lessons:
-        tensors = (row.prompt["input_ids"], row.answer, row.retrieved, row.caption, row.rival)
-        for tensor in (*tensors, *row.pixels.values()):
-            if tensor is not None:
-                found.update(str(tuple(tensor.shape)).encode())
-                found.update(tensor.cpu().float().numpy().tobytes())
-    return found.hexdigest()
-
-
-def _keep(state: _State, path: Path, key: str) -> None:
-    told = {name: getattr(state, name) for name in ("step", "best_step", "validated", "history")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    tensors = {
-        f"{kind}/{name}": value.contiguous().clone()
-        for kind in _TENSORS
-        for name, value in getattr(state, kind).items()
-    }
-    save_file(tensors, partial, metadata={"key": key, "state": json.dumps(told)})
-    partial.replace(path)
-
-
-def _resumed(path: Path | None, key: str) -> _State | None:
-    if path is None or not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("key") != key:
-                return None
-            tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in _TENSORS}
-            for found in file.keys():  # noqa: SIM118 - a handle is no mapping
-                kind, _, name = found.partition("/")
-                tensors[kind][name] = file.get_tensor(found)
-    except (OSError, SafetensorError):  # cut short by a full disk, say: begin anew
-        return None
-    told = json.loads(about["state"])
-    told["validated"] = {int(step): score for step, score in told["validated"].items()}
-    trained, means, squares, best = (tensors[kind] for kind in _TENSORS)
-    return _State(trained, means, squares, best, **told)
+        tensors += [row.prompt["input_ids"], row.answer, row.retrieved, row.caption, row.rival]
+        tensors += row.pixels.values()
+    return key_of(told, tensors)

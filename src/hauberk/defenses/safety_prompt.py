@@ -255,20 +255,18 @@ class SafetyPrompt:
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
         """Write the bundle: the frame as a PNG, everything else in the card."""
-        extra = about.pop("extra_files", {})
+        extra = about.pop("extra_files", None)
 
         def write(home: Path) -> None:
             if self.frame is not None:
                 self.picture().save(home / FRAME)
-            for name, content in extra.items():
-                (home / name).write_text(content)
 
         parameters = {
             "geometry": asdict(self.geometry),
             "prefix": self.prefix,
             "framed": self.frame is not None,
         }
-        return write_bundle(folder, Card(self.method, binding, parameters, **about), write)
+        return write_bundle(folder, Card(self.method, binding, parameters, **about), write, extra)
 
     @classmethod
     def read(cls, home: Path, card: Card) -> Self:

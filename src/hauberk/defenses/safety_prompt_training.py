@@ -14,22 +14,19 @@ not trained on.
 Source: as :mod:`hauberk.defenses.safety_prompt`; Adam: Kingma and Ba, ICLR 2015, arXiv:1412.6980.
 """
 
-import hashlib
-import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from hauberk.defenses.safety_prompt_step import FrameLoss, Measured, Prepared
+from hauberk.defenses.training import Checkpoint, Deck, State, key_of, train
 from hauberk.errors import Diverged
 from hauberk.pixels import frozen
 
@@ -41,6 +38,7 @@ _FADING = (0.9, 0.99)
 steps is longer than our runs."""
 _EPSILON = 1e-12
 """Gradients by single pixels are far below Adam's default of 1e-8."""
+_FRAME = "frame"
 
 
 @dataclass(frozen=True)
@@ -105,20 +103,6 @@ class TrainedFrame:
     """One row a step and course: losses, and backward passes."""
 
 
-@dataclass
-class _State:
-    """All that a step depends on, and the best so far."""
-
-    frame: Tensor
-    mean: Tensor
-    square: Tensor
-    best: Tensor
-    step: int = 0
-    best_step: int = 0
-    validated: dict[int, float] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
 def train_frame(
     courses: Sequence[Course],
     start: Tensor,
@@ -151,23 +135,16 @@ def train_frame(
         If a gradient is not finite.
     """
     _check(courses, start)
-    geometry = courses[0].loss.geometry
-    rim = geometry.rim
-    key = _key(courses, start, setting, also)
-    state = _resumed(checkpoint, key) or _begun(start)
-    progress(state.step)
-    if not state.validated:
-        _validate(state, validate)
-        if checkpoint:
-            _keep(state, checkpoint, key)
-    decks = [_Deck(course.cases, setting.seed, index) for index, course in enumerate(courses)]
-    while state.step < setting.steps:
-        state.step += 1
-        gradient = torch.zeros_like(state.frame)
-        for index, (course, deck) in enumerate(zip(courses, decks, strict=True)):
-            rows, answered = deck.deal(state.step, setting)
+    rim = courses[0].loss.geometry.rim
+    dealers = [_Dealer(course.cases, setting, index) for index, course in enumerate(courses)]
+
+    def move(state: State) -> None:
+        frame = state.trained[_FRAME]
+        gradient = torch.zeros_like(frame)
+        for index, (course, dealer) in enumerate(zip(courses, dealers, strict=True)):
+            rows, answered = dealer.deal(state.step)
             with frozen(course.loss.model):
-                found = course.loss(state.frame, rows, answered)
+                found = course.loss(frame, rows, answered)
             if not (isfinite(found.loss) and bool(found.gradient.isfinite().all())):
                 raise Diverged(
                     f"step {state.step}: the loss is {found.loss} and its gradient not finite; "
@@ -175,13 +152,15 @@ def train_frame(
                 )
             gradient += found.gradient.cpu() / len(courses)
             state.history.append(_row(state.step, index, found))
-        _move(state, gradient * rim, setting)
-        if state.step % setting.validate_every == 0 or state.step == setting.steps:
-            _validate(state, validate)
-            if checkpoint:
-                _keep(state, checkpoint, key)
-        progress(1)
-    return TrainedFrame(state.best, state.best_step, state.validated, state.history)
+        _descend(state, gradient * rim, setting)
+
+    def judge(trained: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
+        frame = as_bytes(trained[_FRAME])
+        return {_FRAME: frame}, validate(frame)
+
+    kept = Checkpoint(checkpoint, _key(courses, start, setting, also)) if checkpoint else None
+    state = train({_FRAME: start.float() / 255}, move, judge, setting, kept, progress)
+    return TrainedFrame(state.best[_FRAME], state.best_step, state.validated, state.history)
 
 
 def as_bytes(frame: Tensor) -> Tensor:
@@ -206,31 +185,18 @@ def _check(courses: Sequence[Course], start: Tensor) -> None:
         )
 
 
-def _begun(start: Tensor) -> _State:
-    frame = start.float() / 255
-    return _State(frame, torch.zeros_like(frame), torch.zeros_like(frame), start.clone())
-
-
-def _move(state: _State, gradient: Tensor, setting: FrameSetting) -> None:
+def _descend(state: State, gradient: Tensor, setting: FrameSetting) -> None:
     if setting.optimizer == "sign":
         step = setting.rate * gradient.sign()
     else:
         first, second = _FADING
-        state.mean = first * state.mean + (1 - first) * gradient
-        state.square = second * state.square + (1 - second) * gradient**2
-        mean = state.mean / (1 - first**state.step)
-        square = state.square / (1 - second**state.step)
+        mean = state.means[_FRAME] = first * state.means[_FRAME] + (1 - first) * gradient
+        square = second * state.squares[_FRAME] + (1 - second) * gradient**2
+        state.squares[_FRAME] = square
         left = (setting.steps - state.step + 1) / setting.steps
-        step = setting.rate * min(1.0, 2 * left) * mean / (square.sqrt() + _EPSILON)
-    state.frame = (state.frame - step).clamp(0, 1)
-
-
-def _validate(state: _State, validate: Callable[[Tensor], float]) -> None:
-    frame = as_bytes(state.frame)
-    score = validate(frame)
-    if all(score > before for before in state.validated.values()):
-        state.best, state.best_step = frame, state.step
-    state.validated[state.step] = score
+        size = (square / (1 - second**state.step)).sqrt() + _EPSILON
+        step = setting.rate * min(1.0, 2 * left) * (mean / (1 - first**state.step)) / size
+    state.trained[_FRAME] = (state.trained[_FRAME] - step).clamp(0, 1)
 
 
 def _row(step: int, course: int, found: Measured) -> dict[str, float]:
@@ -240,90 +206,46 @@ def _row(step: int, course: int, found: Measured) -> dict[str, float]:
     return {"step": step, "course": course, **there}
 
 
-class _Deck:
-    """Deals requests: every one of a kind once before any of them again, in an order of its own."""
+class _Dealer:
+    """Deals requests of both kinds: every one of a kind once before any of them again."""
 
-    def __init__(self, cases: Sequence[Prepared], seed: int, course: int) -> None:
-        self.kinds = {
-            kind: [case for case in cases if case.harmful is kind] for kind in (True, False)
+    def __init__(self, cases: Sequence[Prepared], setting: FrameSetting, course: int) -> None:
+        self.setting, self.seed = setting, f"{setting.seed}/{course}"
+        self.decks = {
+            kind: Deck([case for case in cases if case.harmful is kind], f"{self.seed}/{kind}")
+            for kind in (True, False)
         }
-        self.seed = f"{seed}/{course}"
-        self._order = lru_cache(maxsize=4)(self._shuffled)
         self._toss = lru_cache(maxsize=None)(self._tossed)
 
-    def deal(self, step: int, setting: FrameSetting) -> tuple[list[Prepared], list[bool]]:
+    def deal(self, step: int) -> tuple[list[Prepared], list[bool]]:
         """The requests of a step, counted from 1, and of which the answer counts."""
-        kinds, counts = self._of_step(step, setting)
+        kinds, counts = self._of_step(step)
         rows = []
         for kind in kinds:
-            before = sum(kind in self._of_step(earlier, setting)[0] for earlier in range(1, step))
-            first = before * setting.batch
-            rows += [self._drawn(kind, first + place) for place in range(setting.batch)]
+            before = sum(kind in self._of_step(earlier)[0] for earlier in range(1, step))
+            rows += self.decks[kind].deal(before * self.setting.batch, self.setting.batch)
         return rows, [counts or not row.harmful for row in rows]
 
-    def _of_step(self, step: int, setting: FrameSetting) -> tuple[tuple[bool, ...], bool]:
+    def _of_step(self, step: int) -> tuple[tuple[bool, ...], bool]:
         """The kinds of a step, and whether the answers to harmful requests count."""
         kind, share = self._toss(step)
-        kinds = (True, False) if setting.batches == "both" else (kind,)
-        return kinds, share < setting.harmful_answered
+        kinds = (True, False) if self.setting.batches == "both" else (kind,)
+        return kinds, share < self.setting.harmful_answered
 
     def _tossed(self, step: int) -> tuple[bool, float]:
         toss = random.Random(f"{self.seed}/{step}")
         return toss.random() < 0.5, toss.random()
 
-    def _drawn(self, kind: bool, place: int) -> Prepared:
-        round_, index = divmod(place, len(self.kinds[kind]))
-        return self.kinds[kind][self._order(kind, round_)[index]]
-
-    def _shuffled(self, kind: bool, round_: int) -> list[int]:
-        order = list(range(len(self.kinds[kind])))
-        random.Random(f"{self.seed}/{kind}/{round_}").shuffle(order)
-        return order
-
-
-# --- going on after a kill --------------------------------------------------------------------
-
-_TENSORS = ("frame", "mean", "square", "best")
-
 
 def _key(courses: Sequence[Course], start: Tensor, setting: FrameSetting, also: str) -> str:
-    """Hash what a run depends on, so that no other run is gone on with."""
-    found = hashlib.sha256(start.numpy().tobytes())
-    found.update(also.encode())
+    told: list[Any] = [also, setting]
+    tensors = [start]
     for course in courses:
-        goal = course.loss.goal
-        found.update(goal.axis.weights.numpy().tobytes())
-        told = (goal.axis.layer, goal.axis.offset, goal.high, goal.low, goal.answer_weight,
-                goal.clean_weight, course.loss.geometry, course.loss.autocast,
-                [case.harmful for case in course.cases])  # fmt: skip
-        found.update(repr(told).encode())
-        for case in course.cases:
-            for tensor in (case.inside, case.prompt["input_ids"], case.answer):
-                found.update(tensor.cpu().numpy().tobytes())
-    found.update(repr(asdict(setting)).encode())
-    return found.hexdigest()
-
-
-def _keep(state: _State, path: Path, key: str) -> None:
-    told = {name: getattr(state, name) for name in ("step", "best_step", "validated", "history")}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    tensors = {name: getattr(state, name).contiguous().clone() for name in _TENSORS}
-    save_file(tensors, partial, metadata={"key": key, "state": json.dumps(told)})
-    partial.replace(path)
-
-
-def _resumed(path: Path | None, key: str) -> _State | None:
-    if path is None or not path.is_file():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("key") != key:
-                return None
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-    except (OSError, SafetensorError):  # cut short by a full disk, say: begin anew
-        return None
-    told = json.loads(about["state"])
-    told["validated"] = {int(step): score for step, score in told["validated"].items()}
-    return _State(**tensors, **told)
+        goal, cases = course.loss.goal, course.cases
+        told.append((goal.axis.layer, goal.axis.offset, goal.high, goal.low, goal.answer_weight,
+                     goal.clean_weight, course.loss.geometry, course.loss.autocast,
+                     [case.harmful for case in cases]))  # fmt: skip
+        tensors.append(goal.axis.weights)
+        for case in cases:
+            tensors += [case.inside, case.prompt["input_ids"], case.answer]
+    return key_of(told, tensors)

@@ -294,15 +294,13 @@ class Shift:
 
     def save(self, folder: Path, binding: Binding, **about: Any) -> Path:
         """Write the bundle: vectors as float32 safetensors, everything else in the card."""
-        extra = about.pop("extra_files", {})
+        extra = about.pop("extra_files", None)
 
         def write(home: Path) -> None:
             save_file({"shift": self.vectors.contiguous()}, home / _TENSORS)
-            for name, content in extra.items():
-                (home / name).write_text(content)
 
         card = Card(self.method, binding, parameters=asdict(self.setting), **about)
-        return write_bundle(folder, card, write)
+        return write_bundle(folder, card, write, extra)
 
     @classmethod
     def load(

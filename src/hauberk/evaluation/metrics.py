@@ -133,7 +133,7 @@ MORE_IS_BETTER = ("accuracy", "refusal_rate")
 """Of every other rate less is better."""
 KEYWORD_CORRECTED = "unsafe_rate_keyword_corrected"
 LABELLED = "_labelled"
-"""Ends the name of a rate that people's labels correct: see :mod:`hauberk.evaluation.label`."""
+"""Ends the name of a rate that labels correct: see :mod:`hauberk.evaluation.label_correction`."""
 
 
 def in_letters(judge: str) -> str:

@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,11 @@ from transformers import (
 
 from hauberk.data.samples import Sample
 from hauberk.decoding import greedy
-from hauberk.errors import BadJudge
+from hauberk.errors import BadJudge, reason_of
 from hauberk.evaluation.judges.guard_formats import FORMATS, GuardFormat
 from hauberk.evaluation.judges.verdict import Outcome, Shown, Verdict, shown
 from hauberk.evaluation.judges.words import refuses
-from hauberk.requests import as_rgb
+from hauberk.requests import as_rgb, context_of
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ class GuardJudge:
             model = speaking.from_pretrained(setting.path, dtype=setting.dtype, **where).to(device)
         except Exception as error:
             # transformers has no error of its own for files that are missing, broken or unknown
-            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            why = reason_of(error)
             raise BadJudge(
                 f"the judge {setting.path!r} (revision {setting.revision or 'any'}) cannot be "
                 f"loaded as {setting.format} ({why}); put its folder there, or correct `path`, "
@@ -258,9 +257,7 @@ class GuardJudge:
         return inputs
 
     def _refuse_overlong(self, mask: torch.Tensor) -> None:
-        config: Any = self.model.config
-        context = getattr(config.get_text_config(), "max_position_embeddings", None) or inf
-        longest = int(mask.sum(1).max())
+        context, longest = context_of(self.model), int(mask.sum(1).max())
         if longest + self.format.tokens > context:
             raise BadJudge(
                 f"{longest} tokens to judge do not fit into the judge's context of {context}; "
