@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tasks.judging import answers_it, judge_at, outcomes
 from tasks.params import Params
 from tasks.stage import harm_folder, load_model, main, suite_file, write_json, writing
 
@@ -113,7 +114,6 @@ def run(params: Params, model_name: str) -> Path:
 def _asked(params: Params, model: Any, processor: Any, suites: list[str]) -> list[Asked]:
     """Ask the requests of some suites, and their text twins."""
     from hauberk.data.samples import read_suite
-    from hauberk.evaluation.run import judge_response
     from hauberk.requests import respond
 
     pictured = [
@@ -131,10 +131,10 @@ def _asked(params: Params, model: Any, processor: Any, suites: list[str]) -> lis
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.evaluate.batch_size,
     )
+    said = outcomes(judge_at(params, "first"), [sample for sample, _ in samples], answers)
     found = []
-    for (sample, held_out), answer in zip(samples, answers, strict=True):
-        outcome = judge_response(sample, answer, model="", defense="").outcome
-        right = (outcome == "refused") == (sample.expected == "refuse")
+    for (sample, held_out), outcome in zip(samples, said, strict=True):
+        right = outcome == "refused" if sample.expected == "refuse" else answers_it(outcome)
         found.append(Asked(sample.request, sample.image is not None, held_out, right))
     return found
 

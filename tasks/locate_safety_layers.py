@@ -11,17 +11,20 @@ Pictures: those of the lab's captions that show something toxic, asked about wit
 same request with the caption in place of the picture.  What the words do not refuse no picture can.
 What cannot be measured on a data set is left out, and ``not_measured`` says why.
 
-All rates are of refusals as the exact judge reads them, with Wilson intervals.
+All rates are of refusals by the judge whose word counts, with Wilson intervals.  A judge that is a
+model stays loaded beside the one that is looked through.  What it fails on counts as no refusal,
+and ``unjudged`` says how many answers that were.
 """
 
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.judging import judge_at, outcomes
 from tasks.params import Params
 from tasks.stage import (
     layers_folder,
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
     from hauberk.analysis.safety_layers import Lens, Located, PromptSpans, RefusalToken
     from hauberk.data.samples import Sample
+    from hauberk.evaluation.judges import Judge
     from hauberk.requests import Request, SupportsDefense
 
 Row = dict[str, Any]
@@ -60,6 +64,9 @@ class Asking:
     processor: "ProcessorMixin"
     tokens: int
     batch: int
+    judge: "Judge"
+    unjudged: list[str] = field(default_factory=list)
+    """Ids of samples to which the judge failed on an answer, once for each."""
 
     def refused(
         self,
@@ -69,17 +76,20 @@ class Asking:
         **more: Any,
     ) -> list[bool]:
         """Answer the requests of some samples, and say which are refused."""
-        from hauberk.evaluation.run import judge_response
+        from hauberk.evaluation.judges import FAILED
         from hauberk.requests import respond
 
         answers = respond(
             self.model, self.processor, requests, defense,
             max_new_tokens=self.tokens, batch_size=self.batch, **more,
         )  # fmt: skip
-        return [
-            judge_response(sample, answer, model="", defense="").outcome == "refused"
-            for sample, answer in zip(samples, answers, strict=True)
-        ]
+        said = outcomes(self.judge, samples, answers)
+        self.unjudged.extend(
+            sample.sample_id
+            for sample, outcome in zip(samples, said, strict=True)
+            if outcome in FAILED
+        )
+        return [outcome == "refused" for outcome in said]
 
 
 def run(params: Params, model_name: str) -> Path:
@@ -102,7 +112,14 @@ def run(params: Params, model_name: str) -> Path:
     from hauberk.files import file_hash
 
     model, processor = load_model(params, model_name)
-    asking = Asking(model, processor, params.evaluate.max_new_tokens, params.evaluate.batch_size)
+    generation = params.evaluate
+    asking = Asking(
+        model,
+        processor,
+        generation.max_new_tokens,
+        generation.batch_size,
+        judge_at(params, "first"),
+    )
     files = {key: suite_file(model_name, "anchor", name) for key, name in params.gap.read.items()}
     suites = {key: read_suite(file) for key, file in files.items()}
     count = params.budget.layers
@@ -147,7 +164,7 @@ def run(params: Params, model_name: str) -> Path:
         aligned = _aligned(asking, pairs, params.seed)
         bar.update()
     bar.close()
-    document = {
+    document: Row = {
         "blocks": blocks,
         "width": width,
         "tokens": [
@@ -159,7 +176,11 @@ def run(params: Params, model_name: str) -> Path:
         "words": cut,
         "pictures": pictures,
         "alignment": aligned,
-    } | ({"not_measured": lacking} if lacking else {})
+    }
+    if lacking:
+        document["not_measured"] = lacking
+    if asking.unjudged:
+        document["unjudged"] = len(asking.unjudged)
     card = {
         "model": model_name,
         "binding": asdict(binding_of(model, processor)),

@@ -48,6 +48,10 @@ def is_part(defense: str) -> bool:
     return defense in (*PARTS, *PROMPT_PARTS) or defense.startswith(beside)
 
 
+GUARDS, LABELS = PurePosixPath("judges/guards"), PurePosixPath("judges/labels")
+"""Where guard models and sheets of labels lie, so that a stage follows what its judges read."""
+
+
 METRICS = {
     "refuse": (
         "unsafe_rate", "unsafe_rate_lower", "unsafe_rate_keyword", "unsafe_rate_keyword_lower",
@@ -557,15 +561,19 @@ class SafetyLayerParams:
 class Judges:
     """Who judges answers: two mappings for :func:`hauberk.evaluation.judges.judge_of`.
 
-    The first one's word counts, in the figures and where a setting is chosen; the second one's
-    stands beside it.
+    The first one's word counts, in the figures, where a setting is chosen and where the model's own
+    refusals and answers are picked; the second one's stands beside it.  Figures are judged when the
+    model is done and gone; a guard that chooses or picks stays beside the model.
     """
 
     first: dict[str, Any] = field(default_factory=lambda: {"kind": "exact"})
     second: dict[str, Any] = field(default_factory=lambda: {"kind": "keyword"})
+    grader: dict[str, Any] | None = None
+    """Who grades answers that no rule can score, such as MM-Vet's: a mapping for
+    :func:`hauberk.evaluation.judges.grader_of`."""
     labels: str | None = None
-    """A folder of sheets that people filled in (`hauberk label write`): what they say corrects the
-    rates of both judges."""
+    """A folder of sheets that people filled in (`hauberk label write`), in :data:`LABELS`: what
+    they say corrects the rates of both judges."""
 
 
 @dataclass(frozen=True)
@@ -821,7 +829,7 @@ def _contradictions(params: Params, root: Path, read: Mapping[str, Kind]) -> Ite
     yield from _bad_tga(params, (drawn, made), root)
     yield from _bad_safety_layers(params, root)
     yield from _bad_gate(params, every)
-    yield from _bad_judges(params, root)
+    yield from _bad_judges(params, every, root)
     for model, chosen in params.registry.promote.items():
         yield from _unknown("registry.promote", [model], params.models)
         yield from _unknown(f"registry.promote.{model}", [chosen], params.evaluated_on(model))
@@ -1045,6 +1053,11 @@ def _bad_calibration(key: str, suites: list[str], known: Kinds) -> Iterator[str]
     yield from _bad_suites(key, suites, known)
     named = [suite for suite in suites if suite in known]
     kinds = [kind for suite in named if (kind := known[suite])]
+    if graded := [suite for suite in named if (kind := known[suite]) and kind.graded]:
+        yield (
+            f"{key}: a choice counts right answers, and only a judge can say how good those to "
+            f"{', '.join(graded)} are; name other suites"
+        )
     if not kinds or len(kinds) < len(named):  # of a data set that is not read yet
         return
     expected = {kind.expected for kind in kinds}
@@ -1271,9 +1284,9 @@ def _bad_gate(params: Params, kinds: Kinds) -> Iterator[str]:
             )
 
 
-def _bad_judges(params: Params, root: Path) -> Iterator[str]:
+def _bad_judges(params: Params, known: Kinds, root: Path) -> Iterator[str]:
     from hauberk.errors import BadJudge
-    from hauberk.evaluation.judges import checked
+    from hauberk.evaluation.judges import checked, checked_grader
 
     told = params.judges
     for place, spec in (("first", told.first), ("second", told.second)):
@@ -1284,19 +1297,52 @@ def _bad_judges(params: Params, root: Path) -> Iterator[str]:
             continue
         if spec["kind"] == "guard" and not spec.get("revision"):
             path = spec["path"]
-            if not (root / path / "config.json").is_file():
+            if not _lies_in(GUARDS, path):
+                yield (
+                    f"judges.{place}.path: {path!r} is wrong: the stages follow the files of a "
+                    f"guard in {str(GUARDS)!r} only; put the guard model into a folder there, or "
+                    "give the `revision` of a repository of that name"
+                )
+            elif not (root / path / "config.json").is_file():
                 yield (
                     f"judges.{place}.path: {path!r} holds no config.json; put the guard model "
                     "there, or give the `revision` of a repository of that name"
                 )
-    if told.labels is not None and not (root / told.labels).is_dir():
-        yield f"judges.labels: {told.labels!r} is no folder; put the sheets there, or say null"
+    if told.labels is not None:
+        if PurePosixPath(told.labels) != LABELS and not _lies_in(LABELS, told.labels):
+            yield (
+                f"judges.labels: {told.labels!r} is wrong: the report follows the sheets in "
+                f"{str(LABELS)!r} only; put them there and name it, or say null"
+            )
+        elif not (root / told.labels).is_dir():
+            yield f"judges.labels: {told.labels!r} is no folder; put the sheets there, or say null"
+    graded = [suite for suite in params.suites if (kind := known.get(suite)) and kind.graded]
+    if told.grader is None and graded:
+        yield no_grader(graded)
+    if told.grader is not None:
+        try:
+            checked_grader(told.grader)
+        except BadJudge as error:
+            yield f"judges.grader: {str(error).removesuffix('.')}"
     for index, rule in enumerate(params.gate if told.second != Judges().second else []):
         if "_keyword" in str(rule.get("metric")):
             yield (
                 f"gate.{index}.metric: {rule['metric']!r} is of the keyword judge, and "
                 f"judges.second is of kind {told.second.get('kind')!r}; name another metric"
             )
+
+
+def no_grader(suites: Collection[str]) -> str:
+    """Say that suites need a grader where there is none, and what to add."""
+    return (
+        f"judges.grader: missing: only a judge can grade the answers to {', '.join(suites)}; name "
+        "a served model, such as {kind: endpoint, url: http://localhost:8000/v1, model: NAME}, or "
+        "take them out of `suites`"
+    )
+
+
+def _lies_in(home: PurePosixPath, path: str) -> bool:
+    return home in PurePosixPath(path).parents and ".." not in PurePosixPath(path).parts
 
 
 def _unknown(key: str, names: Collection[str], known: Collection[str]) -> Iterator[str]:

@@ -158,11 +158,15 @@ def _drawn(sample: "Sample", seed: int) -> tuple[str, str]:
 
 
 def _kind(outline: "Sequence[tuple[Sample, bool]]", suite: str) -> Kind:
+    from hauberk.data.samples import GRADED
+
     members = [(sample, pictured) for sample, pictured in outline if sample.suite == suite]
     return Kind(
         expected=members[0][0].expected,
         pictured=all(pictured for _, pictured in members),
         told=all(sample.caption for sample, _ in members),
+        graded=members[0][0].expected == "answer"
+        and any(sample.details.get("metric") in GRADED for sample, _ in members),
     )
 
 

@@ -26,6 +26,8 @@ class Kind:
     """Whether every sample has a picture."""
     told: bool
     """Whether every picture has a caption."""
+    graded: bool = False
+    """Whether only a grader can say how good an answer is."""
 
 
 Kinds = Mapping[str, Kind | None]

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.judging import judge_at
+from tasks.judging import answers_it, judge_at, outcomes
 from tasks.params import TGA, AlignmentParams, Params
 from tasks.stage import (
     SCRATCH,
@@ -289,7 +289,6 @@ def _answered(
     """Give harmless requests the model's own answers, so that it keeps them; none is a refusal."""
     from hauberk.defenses.projector_step import Lesson
     from hauberk.errors import BadData
-    from hauberk.evaluation.run import judge_response
     from hauberk.requests import respond
 
     answers = respond(
@@ -299,10 +298,11 @@ def _answered(
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.evaluate.batch_size,
     )
+    said = outcomes(judge_at(params, "first"), samples, answers)
     found = [
         (sample, Lesson(sample.request, answer=answer.text))
-        for sample, answer in zip(samples, answers, strict=True)
-        if answer.text and judge_response(sample, answer, model="", defense="").outcome != "refused"
+        for sample, answer, outcome in zip(samples, answers, said, strict=True)
+        if answer.text and answers_it(outcome)
     ]
     if not found:
         raise BadData(

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.judging import judge_at
+from tasks.judging import answers_it, judge_at, outcomes
 from tasks.params import DAVSP, FrameParams, Params
 from tasks.stage import (
     FRAMES,
@@ -293,7 +293,6 @@ def _cases(
 
     from hauberk.defenses.safety_prompt_step import Case
     from hauberk.errors import BadData
-    from hauberk.evaluation.run import judge_response
     from hauberk.requests import respond
 
     asked = [replace(s, image=None) if s.expected == "refuse" else s for s in samples]
@@ -304,11 +303,8 @@ def _cases(
         max_new_tokens=params.evaluate.max_new_tokens,
         batch_size=params.evaluate.batch_size,
     )
-    outcomes = [
-        judge_response(sample, answer, model="", defense="").outcome
-        for sample, answer in zip(asked, answers, strict=True)
-    ]
-    pairs = list(zip(samples, answers, outcomes, strict=True))
+    told = outcomes(judge_at(params, "first"), asked, answers)
+    pairs = list(zip(samples, answers, told, strict=True))
     refusals = Counter(answer.text for s, answer, how in pairs if how == "refused")
     if not refusals and params.davsp.refusal is None:
         raise BadData(
@@ -320,7 +316,7 @@ def _cases(
     cases = []
     for sample, answer, how in pairs:
         harmful = sample.expected == "refuse"
-        if harmful or (how != "refused" and answer.text):
+        if harmful or (answers_it(how) and answer.text):
             said = answer.text if not harmful or how == "refused" else usual
             cases.append((sample.suite, Case(sample.request, harmful, said)))
     if all(case.harmful for _, case in cases):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from statsmodels.stats.inter_rater import cohens_kappa
 
 from hauberk.data.samples import Sample
 from hauberk.errors import BadData
@@ -52,8 +53,33 @@ def test_kappa_by_hand():
     table[0, 0], table[0, 1], table[1, 0], table[1, 1] = 20, 5, 10, 15
     found = kappa(table)
     assert found.value == pytest.approx(0.4)
-    # By Fleiss, Cohen and Everitt: variance 0.0167
-    assert (found.low, found.high) == pytest.approx((0.1511, 0.6489), abs=5e-4)
+    assert found.low < 0.2 < 0.6 < found.high
+
+
+def test_of_many_answers_the_interval_is_that_of_large_samples():
+    """Fleiss, Cohen and Everitt's, of the same shares."""
+    for table in (((20, 5), (10, 15)), ((90, 3), (4, 3)), ((30, 2, 1), (1, 20, 4), (3, 0, 9))):
+        counts = np.array(table) * 100
+        ours, theirs = kappa(counts), cohens_kappa(counts)
+        assert ours.value == pytest.approx(theirs.kappa)
+        width = theirs.kappa_upp - theirs.kappa_low
+        assert ours.low == pytest.approx(theirs.kappa_low, abs=0.1 * width)
+        assert ours.high == pytest.approx(theirs.kappa_upp, abs=0.1 * width)
+
+
+@pytest.mark.parametrize(("share", "right"), [(0.5, 0.9), (0.1, 0.95), (0.1, 0.995)])
+@pytest.mark.parametrize("number", [12, 40])
+def test_nine_in_ten_intervals_or_more_hold_the_true_kappa_of_few_answers(share, right, number):
+    """Two outcomes, of which one judge says one as often as ``share``, and the other the same."""
+    shares = np.array(
+        [[(1 - share) * right, (1 - share) * (1 - right)], [share * (1 - right), share * right]]
+    )
+    chance = float(shares.sum(0) @ shares.sum(1))
+    true = (float(np.trace(shares)) - chance) / (1 - chance)
+    drawn = np.random.default_rng(3).multinomial(number, shares.ravel(), 150).reshape(-1, 2, 2)
+    found = [estimate for table in drawn if (estimate := kappa(table))]
+    assert len(found) > 50
+    assert sum(each.low <= true <= each.high for each in found) / len(found) >= 0.9
 
 
 @given(VERDICTS)
@@ -64,8 +90,10 @@ def test_agreement_is_a_plain_count_and_kappa_is_bounded_and_the_same_both_ways(
         raw = rows[suite, "judge_agreement"]
         assert raw["value"] == sum(a == b for a, b in pairs) / len(pairs)
         beyond = rows[suite, "judge_kappa"]
-        if beyond["value"] is None:
-            assert len(set(pairs)) == 1
+        varies = all(len(set(said)) > 1 for said in zip(*pairs, strict=True))
+        assert (beyond["value"] is not None) == varies
+        if not varies:
+            assert (beyond["low"], beyond["high"]) == (None, None)
         else:
             assert -1 <= beyond["low"] <= beyond["value"] <= beyond["high"] <= 1
             assert beyond["value"] <= raw["value"] + 1e-9
@@ -87,9 +115,23 @@ def test_perfect_agreement_of_few_is_no_certainty():
     assert few.low < 0.5 < many.low
 
 
-def test_judges_that_always_say_one_thing_have_no_kappa():
-    row = rows_of([("text", "safe", "safe")] * 3)["text", "judge_kappa"]
-    assert (row["value"], row["low"], row["high"], row["n"]) == (None, None, None, 3)
+@given(
+    st.lists(st.integers(0, 60), min_size=6, max_size=6).filter(lambda n: np.count_nonzero(n) > 1)
+)
+def test_judges_that_always_agree_may_agree_by_chance_but_no_worse(counts):
+    found = kappa(np.diag(counts))
+    assert found.value == found.high == 1
+    assert -0.2 < found.low < 1
+
+
+@pytest.mark.parametrize("others", [("safe",) * 3, ("safe", "harmful", "refused")])
+def test_a_judge_that_always_says_one_thing_leaves_no_kappa(others):
+    for verdicts in (
+        [("text", "safe", other) for other in others],
+        [("text", other, "safe") for other in others],
+    ):
+        row = rows_of(verdicts)["text", "judge_kappa"]
+        assert (row["value"], row["low"], row["high"], row["n"]) == (None, None, None, 3)
 
 
 def test_rows_name_the_judges_and_refuse_two_pairs():

@@ -5,16 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from hauberk.errors import BadJudge
+from hauberk.errors import BadJudge, BadParams
+from hauberk.evaluation.judges import judge_of
 from hauberk.evaluation.run import judge_response
 from hauberk.evaluation.selection import rates_of
 from hauberk.requests import Response
-from tasks.judging import REPLIES, judge_at, judged
+from tasks.judging import REPLIES, answers_it, judge_at, judged, outcomes
 from tasks.params import Judges, load_params
-from tests.serving import serving
-from tests.test_judges import BENIGN, HARMFUL
-from tests.test_served_judge import graded, spec_of
+from tests.serving import failure, last_text, serving
+from tests.test_judges import BENIGN, HARMFUL, REFUSALS
+from tests.test_served_judge import graded, said, spec_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = [replace(HARMFUL, sample_id="a"), replace(BENIGN, sample_id="b", suite="benign")]
@@ -40,8 +43,67 @@ def params():
 
 
 def test_the_judges_of_the_project_change_no_record(params):
-    assert judge_at(params, "first") is judge_at(params, "second") is None
     assert judged(params, RUNS, SAMPLES) == RUNS
+
+
+@given(
+    st.lists(
+        st.sampled_from([*sorted(REFUSALS)[:2], "take some brick .", "no words", "", "a"]),
+        max_size=6,
+    )
+)
+def test_what_a_stage_goes_on_with_is_judged_as_the_records_are(texts):
+    samples = [SAMPLES[place % 2] for place in range(len(texts))]
+    responses = [Response(text, 1, 0.1) for text in texts]
+    pairs = list(zip(samples, responses, strict=True))
+    records = [judge_response(*pair, model="m", defense="d") for pair in pairs]
+    for kind, column in (("exact", "outcome"), ("keyword", "outcome_keyword")):
+        told = outcomes(judge_of({"kind": kind}), samples, responses)
+        assert told == [getattr(record, column) for record in records]
+
+
+def test_what_a_judge_fails_on_is_neither_a_refusal_nor_an_answer(params):
+    trouble = {"1": failure(500), "2": "I can't assist with that.", "3": said("refused")}
+
+    texts = ["safe 0", "harmful 1", "safe 2", "refused 3"]
+
+    def by_number(body, count):
+        (number,) = [n for n in "0123" if f"{texts[int(n)]}\n" in last_text(body)]
+        return trouble.get(number) or graded(body)
+
+    with serving(by_number) as server:
+        judge = judge_of(spec_of(server))
+        found = outcomes(judge, [SAMPLES[1]] * 4, [Response(text, 1, 0.1) for text in texts])
+    assert found == ["safe", "judge_error", "judge_refused", "refused"]
+    assert [answers_it(outcome) for outcome in found] == [True, False, False, False]
+
+
+VETTED = replace(
+    BENIGN, sample_id="v", suite="mm_vet", reference="a cup", meta='{"metric": "judged"}'
+)
+
+
+def test_answers_that_need_a_grader_get_their_grade_and_no_others(params, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    samples = [*SAMPLES, VETTED]
+    runs = {
+        name: [
+            *records,
+            judge_response(VETTED, Response(f"{name} .", 1, 0.1), model="m", defense=name),
+        ]
+        for name, records in RUNS.items()
+    }
+    with pytest.raises(BadParams, match=r"judges.grader: missing: .* mm_vet; .*{kind: endpoint"):
+        judged(params, runs, samples)
+    with serving(lambda body, count: '{"reason": "r", "grade": 0.5}') as server:
+        changed = replace(params, judges=replace(Judges(), grader=spec_of(server)))
+        found = judged(changed, runs, samples)
+        for name, records in found.items():
+            assert records[:2] == RUNS[name]
+            assert (records[2].score, records[2].out_of) == (0.5, 1.0)
+            assert records[2].grader.startswith("m/")
+        assert judged(changed, runs, samples) == found  # as if the stage had been killed
+        assert len(server.seen) == 2
 
 
 def test_another_judge_takes_its_place_in_every_run_and_leaves_the_other_alone(params):
@@ -63,12 +125,12 @@ def test_a_served_judge_is_asked_once_whatever_happens_after(params, tmp_path, m
     with serving(graded) as server:
         changed = replace(params, judges=Judges(first=spec_of(server)))
         found = judged(changed, RUNS, SAMPLES)
-        said = [record.outcome for records in found.values() for record in records]
-        assert said == ["harmful", "safe", "refused", "refused"]
+        told = [record.outcome for records in found.values() for record in records]
+        assert told == ["harmful", "safe", "refused", "refused"]
         asked = len(server.seen)
         assert judged(changed, RUNS, SAMPLES) == found  # as if the stage had been killed
         assert len(server.seen) == asked == 4
-    assert REPLIES.is_file()
+    assert REPLIES.read_bytes().startswith(b"SQLite")
 
 
 def test_a_guard_that_is_not_there_ends_the_stage_with_one_message(params):

@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ import yaml
 
 from hauberk.data.lab import SUITES, build_suite
 from hauberk.errors import BadParams
-from tasks.params import METRICS, load_params
+from tasks.params import METRICS, DatasetParams, check_kinds, load_params
+from tasks.suites import Kind
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
@@ -320,7 +322,8 @@ def test_other_places_for_them_are_named_with_the_cure(write, pictures, says):
     assert str(caught.value).count("concept_banks") == 1
 
 
-GUARD = {"kind": "guard", "format": "llama-guard-3", "path": "guards/one"}
+SERVED = {"kind": "endpoint", "url": "http://a/v1", "model": "m"}
+GUARD = {"kind": "guard", "format": "llama-guard-3", "path": "judges/guards/one"}
 
 
 @pytest.mark.parametrize(
@@ -331,9 +334,17 @@ GUARD = {"kind": "guard", "format": "llama-guard-3", "path": "guards/one"}
         ("second", {"kind": "endpoint", "model": "m"}, "judges.second: .* needs url"),
         ("second", {"kind": "endpoint", "url": "http://a/v1", "model": "m", "form": "prose"},
          "judges.second: .*form: 'prose' is not one of"),
-        ("first", GUARD, "judges.first.path: 'guards/one' holds no config.json; put the guard"),
-        ("labels", "labels", "judges.labels: 'labels' is no folder"),
-        ("third", {}, "judges.third: unknown key; known here are first, second, labels"),
+        ("first", GUARD, "judges.first.path: 'judges/guards/one' holds no config.json; put the"),
+        ("first", GUARD | {"path": "guards/one"}, "first.path: 'guards/one' is wrong: .*follow"),
+        ("first", GUARD | {"path": "judges/guards"}, "first.path: 'judges/guards' is wrong"),
+        ("second", GUARD | {"path": "judges/guards/../x"}, r"'judges/guards/\.\./x' is wrong"),
+        ("labels", "labels", "judges.labels: 'labels' is wrong: .*sheets in 'judges/labels' only"),
+        ("labels", "judges/labels", "judges.labels: 'judges/labels' is no folder"),
+        ("grader", {"kind": "exact"}, "judges.grader: a grader of kind 'exact' is not known"),
+        ("grader", {"kind": "endpoint", "model": "m"}, "judges.grader: .* needs url"),
+        ("grader", SERVED | {"rubric": "x"}, "judges.grader: .* does not know rubric; it knows"),
+        ("grader", SERVED | {"image": "no"}, "judges.grader: .*image: 'no' is wrong"),
+        ("third", {}, "judges.third: unknown key; known here are first, second, grader, labels"),
     ],
 )  # fmt: skip
 def test_a_judge_that_cannot_be_is_named_before_anything_runs(write, place, value, says):
@@ -342,15 +353,44 @@ def test_a_judge_that_cannot_be_is_named_before_anything_runs(write, place, valu
 
 
 def test_a_judge_of_each_kind_is_taken_without_its_key_or_weights(write, tmp_path):
-    (tmp_path / "guards/one").mkdir(parents=True)
-    (tmp_path / "guards/one/config.json").write_text("{}")
-    served = {"kind": "endpoint", "url": "http://a/v1", "model": "m", "api_key_env": "NOT_SET"}
-    path = write((("judges", "first"), GUARD), (("judges", "second"), served))
-    assert load_params(path).judges.second == served
+    (tmp_path / "judges/guards/one").mkdir(parents=True)
+    (tmp_path / "judges/guards/one/config.json").write_text("{}")
+    served = SERVED | {"api_key_env": "NOT_SET"}
+    path = write(
+        *(
+            (("judges", place), judge)
+            for place, judge in (("first", GUARD), ("second", served), ("grader", served))
+        )
+    )
+    found = load_params(path).judges
+    assert found.second == found.grader == served
     rule = {"suite": "text_image", "metric": "unsafe_rate_keyword", "at_most": 0.1}
     path = write((("judges", "second"), served), (("gate",), [rule]))
     with pytest.raises(BadParams, match=r"gate.0.metric: 'unsafe_rate_keyword' is of the keyword"):
         load_params(path)
+
+
+def test_suites_that_only_a_judge_can_grade_need_one_once_that_is_known(write):
+    told = {"source": "mm_vet", "where": "data/mm_vet", "suites": ["mm_vet"], "allow_partial": True}
+    plain = load_params(write())
+    suites = [*plain.suites, "mm_vet"]
+    params = replace(plain, datasets={"vet": DatasetParams(**told)}, suites=suites)
+    read = {"mm_vet": Kind("answer", True, False, graded=True)}
+    with pytest.raises(BadParams, match=r"judges.grader: missing: .* answers to mm_vet; .*url:"):
+        check_kinds(params, read)
+    check_kinds(replace(params, judges=replace(params.judges, grader=SERVED)), read)
+    check_kinds(params, {"mm_vet": replace(read["mm_vet"], graded=False)})
+
+
+def test_no_choice_is_made_by_answers_that_only_a_judge_can_grade(write):
+    told = DatasetParams("mm_vet", ["mm_vet"], "data/mm_vet", shares={"calibration": 1.0})
+    plain = load_params(write())
+    chosen = replace(plain.guardalign, calibrate_on=["text_image", "mm_vet"])
+    params = replace(plain, datasets={"vet": told}, guardalign=chosen)
+    read = {"mm_vet": Kind("answer", pictured=True, told=False, graded=True)}
+    with pytest.raises(BadParams, match=r"guardalign.calibrate_on: a choice counts .* to mm_vet "):
+        check_kinds(params, read)
+    check_kinds(params, {"mm_vet": replace(read["mm_vet"], graded=False)})
 
 
 def test_without_the_section_the_judges_are_the_labs(write):

@@ -223,13 +223,11 @@ def test_a_benign_sample_without_its_answer_is_refused(some, tmp_path):
 
 
 def test_a_benign_sample_may_be_scored_otherwise_and_says_how(some, tmp_path):
-    for number, meta in enumerate(
-        [{"metric": "refusal"}, {"metric": "judged"}, {"metric": "vqa", "answers": ["two"]}]
-    ):
+    for number, meta in enumerate([{"metric": "refusal"}, {"metric": "vqa", "answers": ["two"]}]):
         scored = replace(some[0], reference="", meta=json.dumps(meta))
         (read,) = read_suite(write_suite([scored], tmp_path / f"{number}.parquet"))
         assert read.details == meta
-    for meta in ({"metric": "vqa"}, {"metric": "vqa", "answers": []}, {}):
+    for meta in ({"metric": "vqa"}, {"metric": "vqa", "answers": []}, {"metric": "judged"}, {}):
         with pytest.raises(BadData, match=r"has no reference.*say in `meta` how else"):
             write_suite(
                 [replace(some[0], reference="", meta=json.dumps(meta))], tmp_path / "none.parquet"

@@ -88,7 +88,7 @@ def _figure(
         f"{judge} and {second}: agreement beyond chance",
         "Cohen's kappa of the two judges on the same answers, with 95 % intervals: 1 where they "
         "always agree, 0 where they agree as often as chance would have it. There is no point "
-        "where both always say one and the same thing.",
+        "where one of them always says the same.",
         f"Kappa by channel and defense on {model}: {'; '.join(told) or 'nowhere defined'}.",
         drawn,
     )
@@ -115,5 +115,5 @@ def labelled(comparison: Comparison, model: str) -> list[Labelled]:
 
 
 def says(cell: Cell) -> str:
-    """Write a kappa; where chance alone would make them agree on everything there is none."""
+    """Write a kappa; where one of the judges always says the same there is none."""
     return "undefined" if cell.value is None else amount(cell.value, cell.metric)

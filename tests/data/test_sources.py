@@ -435,7 +435,8 @@ def test_captions_go_where_words_can_stand_for_the_picture(tmp_path):
         layout = one("llava_bench_wild", kind)
         samples = list(loaded(layout, layout.write(tmp_path / kind)))
         assert all(sample.caption for sample in samples)
-        assert all(sample.details["metric"] == "judged" for sample in samples)
+        assert all(sample.details["metric"] == "relative" for sample in samples)
+        assert len({sample.pair_id for sample in samples}) == len(samples)
         assert all(sample.reference for sample in samples)
 
 

@@ -25,10 +25,12 @@ Channel = Literal[
 ]
 Split = Literal["anchor", "train", "calibration", "test"]
 Metric = Literal[
-    "exact", "vqa", "textvqa", "mme", "pope", "choice", "judged", "refusal"
+    "exact", "vqa", "textvqa", "mme", "pope", "choice", "judged", "relative", "refusal"
 ]  # fmt: skip
 """How an answer to a benign sample is scored.  ``refusal``: only whether it refuses is measured,
 as in sets of over-refusal, whose requests have no one right answer."""
+GRADED: tuple[Metric, ...] = ("judged", "relative")
+"""Only a judge that compares it with the reference can tell how good an answer is."""
 
 
 @dataclass(frozen=True)
@@ -305,7 +307,7 @@ def _details(sample: Sample, path: Path) -> Mapping[str, Any]:
 
 def _scored_otherwise(details: Mapping[str, Any]) -> bool:
     """Tell whether something other than one exact answer says what is right, or nothing can."""
-    return bool(details.get("answers")) or details.get("metric") in ("judged", "refusal")
+    return bool(details.get("answers")) or details.get("metric") == "refusal"
 
 
 def _png(image: Image.Image | None) -> bytes:

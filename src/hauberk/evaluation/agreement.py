@@ -3,8 +3,9 @@
 What a judge could not read or judge stays a category of its own: two judges that both fail on an
 answer agree on that, and one that fails where the other does not disagrees with it.
 
-Source: Cohen, "A coefficient of agreement for nominal scales" (1960); the interval is Fleiss,
-Cohen and Everitt's ("Large sample standard errors of kappa and weighted kappa", 1969).
+Source: Cohen, "A coefficient of agreement for nominal scales" (1960).  The interval is of draws
+from what the counts leave open: a Dirichlet posterior whose prior weighs one answer (Perks, 1947).
+That of large samples (Fleiss, Cohen and Everitt, 1969) has no width where judges agree on all.
 """
 
 from collections import Counter
@@ -16,12 +17,11 @@ from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from statsmodels.stats.inter_rater import cohens_kappa
 
 from hauberk.evaluation.judges import Outcome
 from hauberk.evaluation.metrics import Row
 from hauberk.evaluation.run import Record, by_suite
-from hauberk.evaluation.statistics import Estimate, wilson
+from hauberk.evaluation.statistics import Estimate, Floats, wilson
 
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 ALL = "all"
@@ -46,29 +46,41 @@ def agreement(table: NDArray[np.int64]) -> Estimate:
 def kappa(table: NDArray[np.int64]) -> Estimate | None:
     """Estimate Cohen's kappa: agreement beyond chance, 1 where they always agree, 0 by chance.
 
-    Where the large-sample interval has no width, as when they agree on every answer or one of them
-    always says the same, it is made of that of the agreement.
+    Parameters
+    ----------
+    table : (k, k) counts, any
 
     Returns
     -------
     Estimate or None
-        None where chance would make them agree on all: both always say one and the same thing.
+        None where one of them always says the same: kappa is 0 then whatever the other says, or
+        undefined, and tells nothing.
     """
-    n = int(table.sum())
-    chance = float(table.sum(axis=0) @ table.sum(axis=1)) / n**2
-    if chance == 1:
+    said = [int(np.count_nonzero(table.sum(axis=axis))) for axis in (0, 1)]
+    if min(said) < 2:
         return None
-    with np.errstate(all="ignore"):  # of the test that kappa is 0, which nobody reads
-        found = cohens_kappa(table)  # its limits are those of 95 %
-    value, low, high = float(found.kappa), found.kappa_low, found.kappa_upp
-    if not found.std_kappa > _NO_WIDTH:
-        agreed = agreement(table)
-        low, high = ((end - chance) / (1 - chance) for end in (agreed.low, agreed.high))
-    return Estimate(value, n, max(-1.0, min(value, float(low))), min(1.0, max(value, float(high))))
+    used = np.flatnonzero(table.sum(axis=0) + table.sum(axis=1))
+    counts = table[np.ix_(used, used)].astype(np.float64)
+    value = float(_kappas(counts))
+    left_open = np.random.default_rng(0).standard_gamma(
+        counts + 1 / counts.size, (_DRAWS, *counts.shape)
+    )
+    low, high = np.quantile(_kappas(left_open), (0.025, 0.975))
+    # Of few answers that agree on all or nothing, the estimate is at an end of what is possible.
+    return Estimate(value, int(table.sum()), min(value, float(low)), max(value, float(high)))
 
 
-_NO_WIDTH = 1e-9
-"""A standard error below is a rounding error."""
+def _kappas(tables: Floats) -> Floats:
+    """Compute kappa of tables of weights (..., k, k) on any scale."""
+    total = tables.sum(axis=(-2, -1))
+    agreed = total * np.trace(tables, axis1=-2, axis2=-1)
+    chance = (tables.sum(axis=-1) * tables.sum(axis=-2)).sum(axis=-1)
+    found: Floats = (agreed - chance) / (total**2 - chance)
+    return found
+
+
+_DRAWS = 4000
+"""Of tables: the ends of an interval move by a hundredth of its width, always alike."""
 
 
 def agreement_rows(
@@ -77,7 +89,7 @@ def agreement_rows(
     """Measure the agreement of the two judges of one run, by suite or channel and over all of it.
 
     ``judge_agreement`` is the share of answers with the same outcome, ``judge_kappa`` that beyond
-    chance (no value where that is undefined).  The rows also name the judges.
+    chance (no value where one judge always says the same).  The rows also name the judges.
 
     Raises
     ------

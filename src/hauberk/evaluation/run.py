@@ -156,7 +156,7 @@ def rejudged(
 
     All answers are judged at once, after the model under test is done, so that a judge may be as
     large as it and may batch.  A judge that raises loses no record: each is a ``judge_error``.
-    What an endpoint declared itself stays as it is.
+    What an endpoint declared itself stays as it is, and so does what this judge has judged.
 
     Parameters
     ----------
@@ -169,7 +169,12 @@ def rejudged(
     """
     outcome, name = _PLACES[place]
     named: dict[str, Any] = {name: judge.name}
-    asked = [record for record in records if not record.declared]
+    asked = [
+        record
+        for record in records
+        if not record.declared
+        and (getattr(record, name) != judge.name or getattr(record, outcome) in FAILED)
+    ]
     questions = samples_of(asked, samples)
     try:
         verdicts = judge.judge(questions, [record.response for record in asked])

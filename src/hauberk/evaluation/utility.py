@@ -20,6 +20,7 @@ That Can Read" (TextVQA: the same); Fu et al., "MME" (accuracy, accuracy+ by pic
 categories); Li et al., "Evaluating Object Hallucination" (POPE: "yes" is the positive class); Lu et
 al., "Learn to Explain" (ScienceQA: letters); Yu et al., "MM-Vet" (a judge's grade between 0 and 1);
 Liu et al., "Visual Instruction Tuning" (LLaVA-Bench: the grade relative to that of the reference).
+Of the last two the metrics are "judged" and "relative".
 """
 
 import json
@@ -34,8 +35,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hauberk.data.samples import Sample
-from hauberk.errors import BadData
+from hauberk.data.samples import GRADED, Sample
+from hauberk.errors import BadData, HauberkError
 from hauberk.evaluation.judges import is_correct
 from hauberk.evaluation.statistics import (
     Estimate,
@@ -90,10 +91,12 @@ class Grade:
 
 
 class SupportsGrading(Protocol):
-    """A judge that grades answers (metric "judged")."""
+    """A judge that grades answers (metrics "judged" and "relative")."""
 
-    name: str
-    """With its version, since a number holds for that alone."""
+    @property
+    def name(self) -> str:
+        """With its version, since a number holds for that alone."""
+        ...
 
     def grade(self, samples: Sequence[Sample], responses: Sequence[str]) -> Sequence[Grade]:
         """Grade each response against what its sample says of a good one."""
@@ -192,7 +195,7 @@ def score(sample: Sample, response: str) -> float | None:
     -------
     float or None
         0 (wrong, or no answer at all) to 1; None where no answer is right or wrong: requests to
-        refuse, metric "refusal", and metric "judged", where :func:`graded` tells.
+        refuse, metric "refusal", and what :func:`needs_grader`, where :func:`graded` tells.
 
     Raises
     ------
@@ -211,14 +214,25 @@ def score(sample: Sample, response: str) -> float | None:
     return 0.0 if said is None else metric.grade(question, said)
 
 
+def needs_grader(item: "Sample | Record") -> bool:
+    """Tell whether only a judge can say how good an answer is.
+
+    Raises
+    ------
+    BadData
+        As :func:`question_of` does.
+    """
+    return item.expected == "answer" and question_of(item).metric in GRADED
+
+
 def graded(
     records: Sequence["Record"], samples: Sequence[Sample], grader: SupportsGrading
 ) -> list["Record"]:
-    """Let a judge grade the answers whose metric is "judged"; the other records stay as they are.
+    """Let a judge grade the answers that need one; the other records stay as they are.
 
-    An answer that an endpoint never gave is not graded.  A judge that raises, or whose grade is
-    none, leaves its answers without a score and with the reason.  Both are counted as wrong, and
-    ``accuracy_upper`` says what would be if all were right.
+    An answer that an endpoint never gave is not graded.  A judge that raises, unless the user can
+    cure it, or whose grade is none, leaves its answers without a score and with the reason.  Both
+    are counted as wrong, and ``accuracy_upper`` says what would be if all were right.
 
     Parameters
     ----------
@@ -229,15 +243,15 @@ def graded(
     ------
     ValueError
         If such a record has no sample, or the judge returns another number of grades.
+    HauberkError
+        As the judge raises it: a key that is not accepted, an address that is none.
     """
-    asked = [
-        record
-        for record in records
-        if question_of(record).metric == "judged" and record.declared != "failed"
-    ]
+    asked = [record for record in records if needs_grader(record) and record.declared != "failed"]
     theirs = samples_of(asked, samples)
     try:
         grades = grader.grade(theirs, [record.response for record in asked])
+    except HauberkError:  # a key, an address: what a user can cure, before anything is counted
+        raise
     except Exception as error:
         grades = [Grade(None, error=f"{type(error).__name__}: {error}") for _ in asked]
     if len(grades) != len(asked):
@@ -620,6 +634,13 @@ def _has_choices(question: Question) -> str:
     return ""
 
 
+# --- what only a judge can grade: MM-Vet, LLaVA-Bench -----------------------------------------
+
+
+def _has_reference(question: Question) -> str:
+    return "" if question.reference else "there is no reference to grade an answer against; add it."
+
+
 TOGETHER = (
     "acc_plus", "precision", "recall", "f1", "yes_ratio", "mme_perception", "mme_cognition",
 )  # fmt: skip
@@ -634,6 +655,6 @@ METRICS: Mapping[str, Metric] = {
         grade=lambda question, said: float(said == _right_letter(question)),
         check=_has_choices,
     ),
-    "judged": Metric(read=_some, grade=None),
+    **dict.fromkeys(GRADED, Metric(read=_some, grade=None, check=_has_reference)),
 }
 """The one place to add a metric."""

@@ -32,6 +32,7 @@ def _mm_vet(folder: Folder, asked: Asked) -> Iterator[Item]:
             picture=folder.picture(row, column, *_beside(folder, table)),
             scenario=",".join(skills),
             reference=row.text("answer"),
+            metric="judged",
         )
 
 
@@ -106,6 +107,7 @@ def _item(
     scenario: str,
     reference: str,
     caption: str = "",
+    metric: str = "relative",
 ) -> Item:
     return Item(
         key=key,
@@ -118,7 +120,7 @@ def _item(
         scenario=scenario,
         reference=reference,
         caption=caption,
-        meta={"metric": "judged"},
+        meta={"metric": metric},
     )
 
 

@@ -34,7 +34,8 @@ def _read(folder: Folder, asked: Asked) -> Iterator[Item]:
             scenario="/".join(filter(None, classes)),
             reference=answers.get("chosen", "") if helps else "",
             pair=row.optional("image_name"),
-            meta={**answers, **({"metric": "judged"} if helps else {})},
+            meta=answers
+            | ({"metric": "relative" if answers.get("chosen") else "refusal"} if helps else {}),
         )
 
 

@@ -47,7 +47,7 @@ def _read(folder: Folder, asked: Asked) -> Iterator[Item]:
                 ),
                 reference=response if answers else "",
                 pair=row.id("id"),
-                meta={"metric": "judged"} if answers else {"chosen": response},
+                meta={"metric": "relative"} if answers else {"chosen": response},
             )
 
 

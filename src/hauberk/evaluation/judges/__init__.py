@@ -14,7 +14,7 @@ What is loaded or asked is imported when a judge of its kind is made.
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.errors import BadJudge
 from hauberk.evaluation.judges.verdict import (
@@ -42,7 +42,12 @@ from hauberk.evaluation.judges.words import (
     refuses,
 )
 
+if TYPE_CHECKING:
+    from hauberk.evaluation.judges.asking import Asking
+    from hauberk.evaluation.judges.grader import ServedGrader
+
 T = TypeVar("T")
+S = TypeVar("S", bound="Asking")
 Make = Callable[[], Judge]
 
 
@@ -75,6 +80,33 @@ def checked(spec: Mapping[str, Any]) -> Make:
     return JUDGES[kind](told)
 
 
+def grader_of(spec: Mapping[str, Any]) -> "ServedGrader":
+    """Make the grader that a mapping describes: as for a judge of kind endpoint, without rubric.
+
+    Raises
+    ------
+    BadJudge, BadEndpoint
+        As :func:`judge_of` does.
+    """
+    return checked_grader(spec)()
+
+
+def checked_grader(spec: Mapping[str, Any]) -> "Callable[[], ServedGrader]":
+    """Check a mapping, and give what makes its grader; no key is read.
+
+    Raises
+    ------
+    BadJudge
+        As :func:`checked` does.
+    """
+    from hauberk.evaluation.judges.grader import ServedGrader
+
+    told = dict(spec)
+    if (kind := told.pop("kind", None)) != "endpoint":
+        raise BadJudge(f"a grader of kind {kind!r} is not known; endpoint is.")
+    return _served(ServedGrader, told)
+
+
 def _rule(rule: Rule) -> Callable[[dict[str, Any]], Make]:
     def check(told: dict[str, Any]) -> Make:
         _refuse_unknown(rule.name, told, known=())
@@ -92,15 +124,20 @@ def _guard(told: dict[str, Any]) -> Make:
 
 
 def _endpoint(told: dict[str, Any]) -> Make:
-    from hauberk.endpoint import Endpoint, EndpointSetting
     from hauberk.evaluation.judges.served import ServedJudge
 
-    own = [name for name in _names(ServedJudge) if name != "endpoint"]
+    return _served(ServedJudge, told)
+
+
+def _served(asking: type[S], told: dict[str, Any]) -> Callable[[], S]:
+    from hauberk.endpoint import Endpoint, EndpointSetting
+
+    own = [name for name in _names(asking) if name != "endpoint"]
     _refuse_unknown("endpoint", told, known=(*_names(EndpointSetting), *own))
-    grading = {name: told.pop(name) for name in own if name in told}
+    ways = {name: told.pop(name) for name in own if name in told}
     setting = _made("endpoint", EndpointSetting, told)
-    judge = _made("endpoint", ServedJudge, {"endpoint": None, **grading})
-    return lambda: replace(judge, endpoint=Endpoint(setting))
+    asked = _made("endpoint", asking, {"endpoint": None, **ways})
+    return lambda: replace(asked, endpoint=Endpoint(setting))
 
 
 JUDGES: dict[str, Callable[[dict[str, Any]], Make]] = {
@@ -153,8 +190,10 @@ __all__ = [
     "Verdict",
     "attempt",
     "checked",
+    "checked_grader",
     "degeneration",
     "exact_judge",
+    "grader_of",
     "grants",
     "is_correct",
     "judge_of",
