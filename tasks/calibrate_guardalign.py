@@ -5,12 +5,14 @@ in   artifacts/CLIP/concept_bank/bundle, the CLIP, artifacts/data/calibration/*,
 out  artifacts/MODEL/guardalign/bundle/   concepts.safetensors, sweep.json (every variant that was
      tried, the rule, the prefix's share of the attention by layer in the requests that get it),
      card.json
+     artifacts/guards/MODEL/   the same bundle, where what guards served models looks for it
 
 Which patches are masked depends neither on the prefix nor on the fill, so every picture is looked
 at once.
 """
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from tasks.judging import judge_at
 from tasks.params import GUARDALIGN, Params
 from tasks.stage import (
+    GUARDS,
     bundle_folder,
     clip_folder,
     load_clip,
@@ -45,7 +48,7 @@ def run(params: Params, model_name: str) -> Path:
     from hauberk.defenses.patch_transport import PatchTransport, Remembering, setting_from
     from hauberk.defenses.prefix_attention import PrefixAttention
     from hauberk.evaluation.selection import measure, sweep
-    from hauberk.files import file_hash
+    from hauberk.files import file_hash, replacing
 
     told = params.guardalign
     model, processor = load_model(params, model_name)
@@ -96,7 +99,7 @@ def run(params: Params, model_name: str) -> Path:
         PrefixAttention(setting.prefix, processor),
         bank_hash=card["card_sha256"],
     )
-    return guard.save(
+    folder = guard.save(
         bundle_folder(model_name, GUARDALIGN),
         binding_of(model, processor),
         data=[
@@ -109,6 +112,9 @@ def run(params: Params, model_name: str) -> Path:
         },
         extra_files={"sweep.json": json.dumps(document, indent=1, sort_keys=True) + "\n"},
     )
+    with replacing(GUARDS / model_name) as partial:
+        shutil.copytree(folder, partial, dirs_exist_ok=True)
+    return folder
 
 
 def _settings(variants: Any) -> list[Any]:

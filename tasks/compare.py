@@ -1,6 +1,7 @@
 """Stage compare: all evaluations -> one table, paired differences, and the report.
 
-in   artifacts/MODEL/DEFENSE/evaluation, artifacts/MODEL/DEFENSE/bundle, artifacts/MODEL/gap,
+in   artifacts/MODEL/DEFENSE/evaluation, also of served models, artifacts/MODEL/DEFENSE/bundle,
+     artifacts/MODEL/gap,
      artifacts/MODEL/guardalign/parts, artifacts/MODEL/davsp/parts,
      artifacts/MODEL/davsp/{attacked,transfer}, artifacts/MODEL/tga/{layers,parts},
      artifacts/MODEL/adversarial, artifacts/data, artifacts/CLIP/concept_bank/evaluation
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
-from tasks.params import DAVSP, GUARDALIGN, TGA, Params, is_part
+from tasks.params import DAVSP, GUARDALIGN, TGA, Params
 from tasks.stage import (
     bundle_folder,
     clip_folder,
@@ -66,18 +67,17 @@ def run(params: Params) -> Path:
     for folder in (evaluation_folder(model, UNDEFENDED) for model in params.models):
         read_json(folder / "card.json")  # or its own stage is named, and no file of the data
     scenarios = _scenarios(params)
-    for model in params.models:
+    for model, defenses in _evaluated(params).items():
         control = read_records(evaluation_folder(model, UNDEFENDED) / ANSWERS)
         metrics += keyword_rows(control)
         by_id = {record.sample_id: record for record in control}
-        evaluated = UNDEFENDED, *params.evaluated_on(model)
-        whole_ones = [evaluation_folder(model, name) for name in evaluated]
+        whole_ones = [evaluation_folder(model, name) for name in defenses]
         for folder in (*whole_ones, *_part_folders(params, model)):
             metrics += read_json(folder / "metrics.json")
             for defense, records in _by_defense(read_records(folder / ANSWERS)):
                 metrics += corrected_rows(records, control)
                 responses += (_response(one, scenarios.get(one.sample_id)) for one in records)
-                if not is_part(defense):
+                if params.whole(model, defense):
                     forms += form_rows(records, control)
                     agreement["suites"] += agreement_rows(records)
                     agreement["channels"] += agreement_rows(records, by="channel")
@@ -86,7 +86,7 @@ def run(params: Params) -> Path:
                 if defense != UNDEFENDED:
                     same = [by_id[record.sample_id] for record in records]
                     differences += difference_rows(records, same, asdict(params.noninferiority))
-        for defense in evaluated:
+        for defense in defenses:
             if (sweep := bundle_folder(model, defense) / "sweep.json").is_file():
                 sweeps[model, defense] = read_json(sweep)
     if params.judges.labels is not None:
@@ -99,6 +99,7 @@ def run(params: Params) -> Path:
         forms=forms,
         agreement=agreement,
         responses=responses,
+        served={name: _served(params, name) for name in params.served},
         images=_images(params),
         deciding=Deciding(params.gap.harmful, params.gap.words),
         chosen=params.registry.promote,
@@ -116,17 +117,29 @@ def run(params: Params) -> Path:
         write_json(agreement, partial / "agreement.json")
         found = [row for clip in detection.values() for row in clip["rows"]]
         write_json(found, partial / "detection.json")
-        pooled = [row for row in comparison.pooled if not is_part(row["defense"])]  # on every suite
+        pooled = [row for row in comparison.pooled if params.whole(row["model"], row["defense"])]
         write_json(pooled, partial / "channels.json")
         render_report(comparison, partial)
     return REPORTS
 
 
 def _part_folders(params: Params, model: str) -> list[Path]:
-    """Where the parts of the defenses of a model lie, and the frames of others."""
+    """Where the parts of the defenses of a model lie, and the frames of others; none if served."""
     made = [name for name in (GUARDALIGN, DAVSP, TGA) if name in params.evaluated_on(model)]
     folders = [parts_folder(model, name) for name in made]
     return folders + ([transfer_folder(model)] if DAVSP in made else [])
+
+
+def _evaluated(params: Params) -> dict[str, tuple[str, ...]]:
+    """What was evaluated on every suite: model -> defenses, those that others serve last."""
+    here = {name: (UNDEFENDED, *params.evaluated_on(name)) for name in params.models}
+    return here | {name: (UNDEFENDED, *told.defenses) for name, told in params.served.items()}
+
+
+def _served(params: Params, name: str) -> dict[str, Any]:
+    """Where a served model was asked, and what came of it: defense -> what its card says."""
+    defenses = _evaluated(params)[name]
+    return {each: read_json(evaluation_folder(name, each) / "card.json") for each in defenses}
 
 
 def _gap(model: str) -> dict[str, Any]:
@@ -231,8 +244,8 @@ def _context(params: Params) -> dict[str, Mapping[str, Any]]:
     }
     evaluations = {
         f"{model} / {defense}": read_json(evaluation_folder(model, defense) / "card.json")
-        for model in params.models
-        for defense in (UNDEFENDED, *params.evaluated_on(model))
+        for model, defenses in _evaluated(params).items()
+        for defense in defenses
     }
     return {
         "Run": {"profile": params.profile, "seed": params.seed, **asdict(params.evaluate)},
@@ -274,9 +287,11 @@ def _parts(params: Params) -> dict[str, Any]:
 
 
 def _differing(evaluations: Mapping[str, Any]) -> dict[str, str]:
+    """What batching changed; nothing of served models, which are asked one by one."""
     return {
         name: f"{len(card['differing_alone'])} of {card['checked_alone']} checked"
         for name, card in evaluations.items()
+        if "checked_alone" in card
     }
 
 

@@ -4,6 +4,7 @@ in   artifacts/data/test/*, artifacts/MODEL/adversarial, the model, artifacts/MO
      (unless DEFENSE is none)
 out  artifacts/MODEL/DEFENSE/evaluation/   responses.jsonl, metrics.json, metrics.parquet, card.json
 
+With ``evaluate.processes`` the samples are divided among so many processes, each with the model.
 All answers are judged once the model is done and gone, by the judges of params.yaml.  Finished
 responses are kept in .scratch/ until the stage is complete; a run that was killed goes
 on after the last of them, as long as data, model, defense, settings, code and packages are the
@@ -12,9 +13,10 @@ same.
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
 from tasks.judging import judged
@@ -28,58 +30,73 @@ from tasks.stage import (
     load_model,
     main,
     read_json,
+    release,
     spread,
     test_files,
     write_json,
     writing,
 )
 
+if TYPE_CHECKING:
+    from hauberk.evaluation.run import Record
+
 
 def run(params: Params, model_name: str, defense_name: str) -> Path:
     """Answer and judge every test sample; write responses and metrics."""
-    import pandas as pd
     from tqdm import tqdm
 
     from hauberk.bundle import binding_of, versions
     from hauberk.data.samples import read_suite
     from hauberk.defenses import load
     from hauberk.errors import BadParams
-    from hauberk.evaluation.metrics import metric_rows
-    from hauberk.evaluation.run import differing_alone, evaluate, write_records
+    from hauberk.evaluation.run import differing_alone, evaluate
+    from hauberk.evaluation.shards import FromDisk, evaluate_sharded
 
     known = UNDEFENDED, *params.evaluated_on(model_name)
     if defense_name not in known:
         told = ", ".join(known)
         raise BadParams(f"defenses.{defense_name}: unknown; of {model_name} known are {told}.")
-    model, processor = load_model(params, model_name)
-    defense, identity = None, UNDEFENDED
-    if defense_name != UNDEFENDED:
-        bundle = bundle_folder(model_name, defense_name)
-        defense = load(bundle, model, processor)
-        identity = _sha256((bundle / "card.json").read_bytes())
+    bundle = None if defense_name == UNDEFENDED else bundle_folder(model_name, defense_name)
+
+    def loaded() -> tuple[Any, Any, Any]:
+        model, processor = load_model(params, model_name)
+        return model, processor, load(bundle, model, processor) if bundle else None
+
+    model, processor, defense = loaded()
+    identity = _sha256((bundle / "card.json").read_bytes()) if bundle else UNDEFENDED
     binding = binding_of(model, processor)
     files = test_files(model_name, params.suites)
     samples = [sample for file in files for sample in read_suite(file)]
     key = journal_key(params, model_name, asdict(binding), identity)
     scratch = SCRATCH / f"evaluate@{model_name}@{defense_name}"
     with tqdm(total=len(samples), desc=f"{model_name} with {defense_name}") as bar:
-        records = evaluate(
-            model,
-            processor,
-            samples,
-            defense,
-            names=(model_name, defense_name),
-            journal=scratch / key[:16] / "responses.jsonl",
-            max_new_tokens=params.evaluate.max_new_tokens,
-            batch_size=params.evaluate.batch_size,
-            progress=bar.update,
-        )
+        told: dict[str, Any] = {
+            "names": (model_name, defense_name),
+            "max_new_tokens": params.evaluate.max_new_tokens,
+            "batch_size": params.evaluate.batch_size,
+            "progress": bar.update,
+        }
+        journals = scratch / key[:16]
+        if params.evaluate.processes == 1:
+            journal = journals / "responses.jsonl"
+            records = evaluate(model, processor, samples, defense, journal=journal, **told)
+        else:
+            del model, processor, defense  # the processes need their place
+            release()
+            records = evaluate_sharded(
+                FromDisk(params.folder_of(model_name), bundle, params.models[model_name].loading),
+                samples,
+                shards=params.evaluate.processes,
+                folder=journals,
+                threads=params.threads,
+                **told,
+            )
+            model, processor, defense = loaded()
     again = spread(samples, params.evaluate.checked_alone)
     limit = params.evaluate.max_new_tokens
     differing = differing_alone(model, processor, again, records, defense, max_new_tokens=limit)
     del model, processor, defense  # a judge may need their place
     records = judged(params, {defense_name: records}, samples)[defense_name]
-    rows = metric_rows(records)
     folder = evaluation_folder(model_name, defense_name)
     card = {
         "model": model_name,
@@ -92,12 +109,23 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         "checked_alone": len(again),
         "differing_alone": differing,
     }
+    write_evaluation(folder, records, card)
+    shutil.rmtree(scratch, ignore_errors=True)  # with what older code or data have left
+    return folder
+
+
+def write_evaluation(folder: Path, records: "Sequence[Record]", card: dict[str, Any]) -> None:
+    """Write responses and their metrics."""
+    import pandas as pd
+
+    from hauberk.evaluation.metrics import metric_rows
+    from hauberk.evaluation.run import write_records
+
+    rows = metric_rows(records)
     with writing(folder, card) as partial:
         write_records(records, partial / "responses.jsonl")
         write_json(rows, partial / "metrics.json")
         pd.DataFrame(rows).to_parquet(partial / "metrics.parquet", index=False)
-    shutil.rmtree(scratch, ignore_errors=True)  # with what older code or data have left
-    return folder
 
 
 def journal_key(params: Params, model_name: str, binding: dict[str, Any], bundle: str) -> str:

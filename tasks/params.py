@@ -23,6 +23,13 @@ DAVSP = "davsp"
 TGA = "tga"
 """Stands there as well, for the one that is trained into a model's weights by its own stage."""
 
+TAKEN = {
+    "data": "the suites",
+    "frames": "the frames of all models",
+    "guards": "what guards served models",
+}
+"""Names of folders beside those of the models, with what each holds."""
+
 STRICT = ConfigDict(extra="forbid", strict=True)
 
 Positive = Annotated[int, Field(ge=1)]
@@ -178,6 +185,30 @@ class ModelSpec:
     device_map: str | dict[str, int | str] | None = None
     quantization: Literal["4bit", "8bit"] | None = None
     attn_implementation: str | None = None
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What :func:`hauberk.loading.load_model` takes of it."""
+        names = "revision", "dtype", "device_map", "quantization", "attn_implementation"
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class ServedParams:
+    """A model that others serve, as a model under test; see :mod:`tasks.evaluate_served`."""
+
+    endpoint: dict[str, Any]
+    """The fields of :class:`hauberk.endpoint.EndpointSetting`, but for ``cache``: where answers are
+    kept follows from the revision.  A key stands in the environment alone, in the variable that
+    ``api_key_env`` names."""
+    defenses: list[str] = field(default_factory=list)
+    """What it is asked with beside nothing: METHOD@MODEL, the bundle that this run fits on one of
+    ``models``, where it works on requests alone."""
+    revision: str | None = None
+    """What the record calls what is served there; under another name everything is asked anew."""
+    unanswered: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """Share of its requests that may stay without an answer; with more the stage fails, and another
+    run asks for these alone."""
 
 
 @dataclass(frozen=True)
@@ -506,7 +537,10 @@ class Generation:
     max_new_tokens: Positive
     checked_alone: Positive
     """Answers of a run that are generated again with batch size 1 and compared; of the
-    parts of a defense, all of them together."""
+    parts of a defense, all of them together.  A served model is asked again."""
+    processes: Positive = 1
+    """In which the test suites are answered, each with its share of the GPUs and with ``threads``
+    threads; a model must fit into the memory so many times."""
 
 
 Margin = Annotated[float, Field(gt=0, lt=1)]
@@ -594,6 +628,7 @@ class Params:
     checkpoints: Annotated[str, Field(pattern=r"^[\w-][\w./-]*$")]
     """The folder in which every model and every CLIP lies, each in one of its name."""
     models: Annotated[dict[str, ModelSpec], Field(min_length=1)]
+    served: dict[str, ServedParams]
     datasets: dict[str, DatasetParams]
     contamination: ContaminationParams
     suites: Annotated[list[str], Field(min_length=1)]
@@ -620,6 +655,10 @@ class Params:
         """The profile in force."""
         return self.profiles[self.profile]
 
+    def whole(self, model: str, defense: str) -> bool:
+        """Whether a defense of a model is measured on every suite, and not to explain another."""
+        return model in self.served or not is_part(defense)
+
     def explains(self, model: str) -> bool:
         """Whether the defenses of a model are taken apart in the profile in force."""
         return self.budget.explained is None or model in self.budget.explained
@@ -639,7 +678,8 @@ for _section in (
     FrameParams, FrameTraining, SafetyPromptParams, AlignmentParams, ProjectorTrainingParams,
     TextIndexParams, ProjectorParams, ModelSpec, Variant, ShiftParams, TransportParams,
     BankParams, GuardVariant, GuardAlignParams, AttackParams, Generation, GapParams,
-    SafetyLayerParams, Margins, Judges, Registry, DatasetParams, ContaminationParams, Params,
+    SafetyLayerParams, Margins, Judges, Registry, DatasetParams, ContaminationParams, ServedParams,
+    Params,
 ):  # fmt: skip
     _section.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
 
@@ -764,6 +804,7 @@ def _known(location: tuple[Any, ...]) -> list[str]:
         ("profiles", 3): Profile,
         ("profiles", 4): _OF_PROFILE.get(str(location[2]) if location[2:] else "", Sizes),
         ("models", 3): ModelSpec,
+        ("served", 3): ServedParams,
         ("datasets", 3): DatasetParams,
         ("contamination", 2): ContaminationParams,
         ("defenses", 3): ShiftParams,
@@ -824,6 +865,8 @@ def _contradictions(params: Params, root: Path, read: Mapping[str, Kind]) -> Ite
             yield from _bad_grids(f"profiles.{name}.grids", profile.grids, clip, bank)
         if clip in params.models:
             yield f"concept_banks.{clip}: is among `models` as well; give one of them another name"
+    for name, told in params.served.items():
+        yield from _bad_served(f"served.{name}", name, told, params)
     yield from _bad_guardalign(params, every, root)
     yield from _bad_davsp(params, (drawn, made), root)
     yield from _bad_tga(params, (drawn, made), root)
@@ -1250,8 +1293,8 @@ def _bad_model(key: str, name: str, path: str | None, params: Params) -> Iterato
             f"{key}: {name!r} becomes a folder and a name; use letters, digits, _ and - only: to "
             "DVC a dot leads into a section"
         )
-    if name == "data":
-        yield f"{key}: artifacts/data holds the suites; give the model another name"
+    if name in TAKEN:
+        yield f"{key}: artifacts/{name} holds {TAKEN[name]}; give the model another name"
     right = params.folder_of(name).as_posix()
     if path is not None and path != right:
         yield (
@@ -1259,6 +1302,40 @@ def _bad_model(key: str, name: str, path: str | None, params: Params) -> Iterato
             f"folder of its name in `checkpoints` only, {right!r}; put the model there, or leave "
             "the key out"
         )
+
+
+def _bad_served(key: str, name: str, told: ServedParams, params: Params) -> Iterator[str]:
+    from hauberk.endpoint import EndpointSetting
+    from hauberk.unserved import CHANGES
+
+    yield from _bad_model(key, name, None, params)
+    if name in (*params.models, *params.concept_banks):
+        yield f"{key}: a model or a CLIP that runs here is called so; give this one another name"
+    # No value is shown: it may be a key that somebody wrote where its variable should stand.
+    known = [each.name for each in fields(EndpointSetting) if each.name != "cache"]
+    unknown = [f"endpoint.{each}" for each in told.endpoint if each not in known]
+    missing = [f"endpoint.{each}" for each in ("url", "model") if each not in told.endpoint]
+    for each in unknown:
+        yield f"{key}.{each}: unknown key; known here are {', '.join(known)}"
+    for each in missing:
+        yield f"{key}.{each}: missing"
+    if not (unknown or missing):
+        try:
+            EndpointSetting(**told.endpoint)
+        except ValueError as error:
+            yield f"{key}.endpoint.{str(error).removesuffix('.')}"
+    if not (params.davsp.models and params.guardalign.models):  # DVC follows whole folders
+        yield f"{key}: davsp.models and guardalign.models, which guard it, name no model; name one"
+    yield from _repeated(f"{key}.defenses", told.defenses)
+    changes = {**dict.fromkeys(params.defenses, CHANGES["cmrm"]), TGA: CHANGES[TGA]}
+    fitted = {DAVSP: params.davsp.models, GUARDALIGN: params.guardalign.models}
+    right = [f"{method}@{model}" for method, models in fitted.items() for model in models]
+    for defense in told.defenses:
+        method = defense.partition("@")[0]
+        if method in changes:
+            yield f"{key}.defenses: {defense!r} cannot guard a served model: {changes[method]}"
+        else:
+            yield from _unknown(f"{key}.defenses", [defense], right)
 
 
 def _bad_gate(params: Params, kinds: Kinds) -> Iterator[str]:

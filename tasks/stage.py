@@ -21,6 +21,8 @@ T = TypeVar("T")
 ARTIFACTS = Path("artifacts")
 FRAMES = ARTIFACTS / "frames"
 """Every model's frame once more, in one place: what is tried on other models."""
+GUARDS = ARTIFACTS / "guards"
+"""The same of every model's GuardAlign: what is tried on models that others serve."""
 DATA = ARTIFACTS / "data"
 SCRATCH = Path(".scratch")
 BANK = "concept_bank"
@@ -109,6 +111,16 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
+def release() -> None:
+    """Give back what a model took that was let go of: its cycles, and the memory of a GPU."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()  # does nothing where there is no GPU
+
+
 def suite_file(model: str, split: str, suite: str) -> Path:
     """Where the samples of a suite lie: with the data, or with the model that was attacked."""
     from hauberk.data.lab import ATTACKED
@@ -195,18 +207,10 @@ def load_model(params: Params, name: str) -> "tuple[PreTrainedModel, ProcessorMi
     """
     from hauberk.loading import load_model as load
 
-    spec = params.models.get(name)
-    if spec is None:
+    if name not in params.models:
         raise BadParams(f"models.{name}: unknown model; known are {', '.join(params.models)}.")
     try:
-        return load(
-            params.folder_of(name),
-            revision=spec.revision,
-            dtype=spec.dtype,
-            device_map=spec.device_map,
-            quantization=spec.quantization,
-            attn_implementation=spec.attn_implementation,
-        )
+        return load(params.folder_of(name), **params.models[name].loading)
     except CannotLoad as error:
         raise BadParams(f"models.{name}: {error}") from None
 

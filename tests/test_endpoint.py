@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -309,7 +310,29 @@ def test_what_is_in_the_cache_is_not_asked_again_and_costs_nothing_more(tmp_path
         ]
         assert (second.usage.cached, second.usage.answered) == (3, 1)
         assert second.usage.cost == pytest.approx(40 / 1e6)
+        assert second.usage.cached_cost == pytest.approx(120 / 1e6)
+        assert (second.usage.cached_tokens_in, second.usage.cached_tokens_out) == (30, 12)
         assert len(server.seen) == 4
+
+
+def test_the_days_on_which_answers_came_are_told_also_of_what_was_kept(tmp_path):
+    cache = tmp_path / "cache"
+    with serving(echo) as server:
+        Endpoint(setting_of(server, cache=cache)).ask(map(payload, "ab"))
+        with sqlite3.connect(cache) as file:
+            rows = file.execute("SELECT asked, reply FROM replies").fetchall()
+            for (asked, reply), day in zip(rows, ("2026-01-02", None), strict=True):
+                told = json.loads(reply) | {"day": day}
+                if day is None:  # of a version that did not keep it
+                    del told["day"]
+                file.execute(
+                    "UPDATE replies SET reply = ? WHERE asked = ?", (json.dumps(told), asked)
+                )
+        endpoint = Endpoint(setting_of(server, cache=cache))
+        replies = endpoint.ask(map(payload, "abc"))
+    today = datetime.now(UTC).date().isoformat()
+    assert sorted(reply.day for reply in replies) == ["", "2026-01-02", today]
+    assert (endpoint.usage.first_day, endpoint.usage.last_day) == ("2026-01-02", today)
 
 
 @pytest.mark.parametrize("changed", [{"model": "n"}, {"options": {"seed": 1}}])

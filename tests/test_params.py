@@ -100,6 +100,7 @@ WRONG = [
     (("attack", "confidence"), 1.0, "attack.confidence: 1.0 is wrong.*less than 1"),
     (("profiles", "full", "attack", "steps"), 0, "full.attack.steps: 0 is wrong.*greater"),
     (("threads",), 0, "threads: 0 is wrong.*greater than or equal to 1"),
+    (("evaluate", "processes"), 0, "evaluate.processes: 0 is wrong.*greater than or equal to 1"),
     (("evaluate", "batch_size"), 2.5, "evaluate.batch_size: 2.5 is wrong.*integer"),
     (("noninferiority", "accuracy"), 2, "noninferiority.accuracy: 2.* is wrong.*less than 1"),
     (("noninferiority", "over_refusal"), 0, "over_refusal: 0.* is wrong.*greater than 0"),
@@ -141,6 +142,7 @@ WRONG = [
     ((*FRAME_KEY, "fit"), "stretch", "lab-qwen.fit: 'stretch' is wrong.*'shrink' or 'cover'"),
     # a key that is not there
     (("seed",), KeyError, "seed: missing"),
+    (("served",), KeyError, "served: missing"),
     (("profiles", "full", "data", "anchor"), KeyError, "profiles.full.data.anchor: missing"),
     (("defenses", "cmrm", "variants"), KeyError, "defenses.cmrm.variants: missing"),
     # well-formed, but it cannot be run
@@ -391,6 +393,56 @@ def test_no_choice_is_made_by_answers_that_only_a_judge_can_grade(write):
     with pytest.raises(BadParams, match=r"guardalign.calibrate_on: a choice counts .* to mm_vet "):
         check_kinds(params, read)
     check_kinds(params, {"mm_vet": replace(read["mm_vet"], graded=False)})
+
+
+ASKED = {"endpoint": {"url": "http://a/v1", "model": "m", "api_key_env": "NOT_SET"}}
+
+
+def test_a_served_model_is_taken_with_what_works_on_requests_and_without_its_key(write):
+    guards = ["davsp@lab-llava", "guardalign@lab-qwen"]
+    served = load_params(write((("served",), {"api": ASKED | {"defenses": guards}}))).served
+    assert served["api"].defenses == guards
+    assert load_params(write()).served == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "says"),
+    [
+        ("api", {"url": "http://a"}, "served.api.url: unknown key.*endpoint, defenses, revision"),
+        ("api", {"endpoint": {"url": "http://a/v1"}}, "served.api.endpoint.model: missing"),
+        ("api", {"endpoint": ASKED["endpoint"] | {"key": "sk-1"}}, "endpoint.key: unknown key"),
+        ("api", {"endpoint": {"url": "a", "model": "m"}}, "endpoint.url: is no address"),
+        ("api", {"endpoint": ASKED["endpoint"] | {"concurrency": 0}}, "concurrency: 0 is wrong"),
+        ("api", {"endpoint": ASKED["endpoint"] | {"api_key_env": "sk-1"}}, "api_key_env: is no n"),
+        ("api", {"endpoint": ASKED["endpoint"] | {"cache": 3}}, "endpoint.cache: unknown key"),
+        ("api", {"unanswered": 2}, "served.api.unanswered: 2.* is wrong"),
+        ("api", {"defenses": ["davsp@other"]}, "'davsp@other' is not one of davsp@lab-llava, "),
+        ("api", {"defenses": ["davsp"]}, "'davsp' is not one of davsp@lab-llava, "),
+        (
+            "api",
+            {"defenses": ["cmrm@lab-llava"]},
+            "'cmrm@lab-llava' cannot .*: it moves the hidden",
+        ),
+        ("api", {"defenses": ["cmrm_naive@lab-llava"]}, "cannot guard .*: it moves the hidden"),
+        ("api", {"defenses": ["tga@lab-llava"]}, "cannot guard .*`export` writes instead"),
+        ("api", {"defenses": ["davsp@lab-llava"] * 2}, "stands there more than once"),
+        ("lab-llava", {}, "served.lab-llava: a model or a CLIP that runs here is called so"),
+        ("a.b", {}, "served.a.b: 'a.b' becomes a folder and a name"),
+        ("guards", {}, "served.guards: artifacts/guards holds what guards served models"),
+    ],
+)
+def test_a_served_model_that_cannot_be_is_named_before_anything_runs(write, name, changes, says):
+    with pytest.raises(BadParams, match=says) as caught:
+        load_params(write((("served",), {name: ASKED | changes})))
+    assert "sk-1" not in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["davsp", "guardalign"])
+def test_a_served_model_needs_something_to_be_fitted_that_could_guard_it(write, section):
+    others = [((each, "models"), []) for each in ("davsp", section)]
+    path = write((("served",), {"api": ASKED}), (("registry", "promote"), {}), *others)
+    with pytest.raises(BadParams, match=r"served.api: davsp.models and guardalign.models"):
+        load_params(path)
 
 
 def test_without_the_section_the_judges_are_the_labs(write):

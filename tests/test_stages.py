@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,7 @@ from hauberk.errors import BadData, BadParams, HauberkError
 from hauberk.evaluation.label import label_write
 from hauberk.evaluation.run import read_records
 from hauberk.files import file_hash
+from hauberk.requests import Request, respond
 from tasks import (
     ablate_guardalign,
     ablate_projector,
@@ -44,6 +46,7 @@ from tasks import (
     estimate_harm_vector,
     estimate_shift,
     evaluate,
+    evaluate_served,
     locate_safety_layers,
     measure_detection,
     prepare_data,
@@ -53,6 +56,8 @@ from tasks import (
 )
 from tasks.params import PARTS, PROMPT_PARTS, load_params
 from tasks.stage import load_clip, load_model, spread, writing
+from tests.serving import last_text, serving
+from tests.test_target import pictures_in
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = os.pathsep.join([str(ROOT / "src"), str(ROOT)])  # this checkout, whatever is installed
@@ -220,7 +225,7 @@ def test_the_whole_road_leaves_complete_folders_and_nothing_else(done):
         *(f"artifacts/lab-llava/davsp/{of}" for of in ("harm", "bundle", "parts", "attacked")),
         "artifacts/lab-llava/davsp/transfer",
         *(f"artifacts/lab-llava/tga/{of}" for of in ("layers", "bundle", "parts")),
-        "artifacts/lab-clip/text_index",
+        "artifacts/lab-clip/text_index", "artifacts/guards/lab-llava",
         *(f"artifacts/frames/lab-llava/{of}" for of in ("harm", "bundle")),
         *(f"artifacts/lab-clip/concept_bank/{of}" for of in ("bundle", "evaluation")),
     ]  # fmt: skip
@@ -786,8 +791,11 @@ def test_data_and_bundle_are_the_same_bytes_every_time(done, lab_folder, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(done, lab_folder, tmp_path):
-    few = {"batch_size": 1, "max_new_tokens": 4, "checked_alone": 3}
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(
+    done, lab_folder, tmp_path, processes
+):
+    few = {"batch_size": 1, "max_new_tokens": 4, "checked_alone": 3, "processes": processes}
     root = project(tmp_path, lab_folder, evaluate=few)
     for made in ("artifacts/data", "artifacts/lab-llava/adversarial"):
         shutil.copytree(done / made, root / made)
@@ -797,30 +805,88 @@ def test_a_killed_evaluation_goes_on_and_generates_no_response_twice(done, lab_f
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (root / "artifacts/lab-llava/none").exists()
-    (journal,) = (root / ".scratch").rglob("responses.jsonl")
-    older = journal.parent.with_name("0" * 16) / journal.name  # of other code, say
+    journals = sorted((root / ".scratch").rglob("*.jsonl"))
+    assert len({journal.parent for journal in journals}) == 1
+    older = journals[0].parent.with_name("0" * 16) / journals[0].name  # of other code, say
     older.parent.mkdir()
     older.write_text("")
-    kept = journal.read_bytes()
-    kept = kept[: kept.rfind(b"\n") + 1]
-    before = [json.loads(line) for line in kept.splitlines()]
+    kept = [journal.read_bytes() for journal in journals]
+    whole = b"".join(content[: content.rfind(b"\n") + 1] for content in kept)
+    before = [json.loads(line) for line in whole.splitlines()]
     assert 3 <= len(before) < 22
     run(root, evaluate, "lab-llava", "none")
     found = lines(root / "artifacts/lab-llava/none/evaluation/responses.jsonl")
     by_id = {record["sample_id"]: record for record in found}
     # The time an answer took tells that it is the one from before the kill.
     assert [by_id[record["sample_id"]] for record in before] == before
+    assert len(by_id) == len(found)
     whole = lines(done / "artifacts/lab-llava/none/evaluation/responses.jsonl")
     assert [timeless(r) for r in found] == [timeless(r) for r in whole]
     assert not any((root / ".scratch").iterdir())
 
 
+@pytest.mark.slow
+def test_an_evaluation_in_two_processes_gives_the_answers_of_one(done, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["evaluate"]["processes"] = 2
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    folder = root / "artifacts/lab-llava/cmrm/evaluation"
+    before = lines(folder / "responses.jsonl")
+    measured = json.loads((folder / "metrics.json").read_text())
+    run(root, evaluate, "lab-llava", "cmrm")
+    found = lines(folder / "responses.jsonl")
+    assert [timeless(r) for r in found] == [timeless(r) for r in before]
+    for old, new in zip(measured, json.loads((folder / "metrics.json").read_text()), strict=True):
+        assert old["metric"] == "seconds_per_answer" or old == new
+    assert json.loads((folder / "card.json").read_text())["differing_alone"] == []
+    assert not any((root / ".scratch").iterdir())
+
+
+@pytest.mark.slow
+def test_a_served_model_stands_beside_the_others_in_what_is_compared(done, tiny, tmp_path):
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    lock = threading.Lock()
+
+    def behave(body, count):
+        seen = [] if isinstance(body["messages"][-1]["content"], str) else pictures_in(body)
+        request = Request(last_text(body), tuple(seen))
+        with lock:
+            (said,) = respond(tiny.model, tiny.processor, [request], max_new_tokens=4)
+        return said.text
+
+    with serving(behave) as server:
+        endpoint = {"url": server.url, "model": "tiny-of-others", "concurrency": 4}
+        guards = ["davsp@lab-llava", "guardalign@lab-llava"]
+        params["served"] = {"my-api": {"endpoint": endpoint, "defenses": guards}}
+        (root / "params.yaml").write_text(yaml.safe_dump(params))
+        run(root, evaluate_served, "my-api")
+    for name, same in (("none", "none"), ("davsp@lab-llava", "davsp")):
+        here = lines(root / f"artifacts/lab-llava/{same}/evaluation/responses.jsonl")
+        there = lines(root / f"artifacts/my-api/{name}/evaluation/responses.jsonl")
+        own = {record["sample_id"]: record["response"] for record in here}
+        assert {one["sample_id"]: one["response"] for one in there}.items() <= own.items()
+        assert len(there) == 18  # of the 22, without those that were attacked on lab-llava
+    run(root, compare)
+    for name in ("metrics", "channels"):
+        rows = json.loads((root / f"reports/{name}.json").read_text())
+        assert {r["defense"] for r in rows if r["model"] == "my-api"} >= {"none", *guards}
+    differences = json.loads((root / "reports/differences.json").read_text())
+    assert {r["defense"] for r in differences if r["model"] == "my-api"} == set(guards)
+    page = (root / "reports/index.html").read_text()
+    section = page[page.index('<section id="served"') : page.index('<section id="matrix"')]
+    assert section.count(f"tiny-of-others at {server.url[7:-3]}") == 3
+    matrix = page[page.index('<section id="matrix"') : page.index('<section id="model-1"')]
+    assert all(guard in matrix for guard in guards)
+
+
 def wait_for_lines(root, count, process):
     until = time.monotonic() + 200
     while time.monotonic() < until and process.poll() is None:
-        for journal in root.glob(".scratch/*/*/responses.jsonl"):
-            if journal.read_bytes().count(b"\n") >= count:
-                return
+        journals = root.glob(".scratch/*/*/*.jsonl")
+        if sum(journal.read_bytes().count(b"\n") for journal in journals) >= count:
+            return
         time.sleep(0.01)
     raise AssertionError("the evaluation ended before it could be killed")
 
@@ -976,6 +1042,7 @@ def test_a_finished_folder_replaces_the_old_one_whole_and_clears_what_a_kill_lef
         (("train_safety_prompt",), "python -m tasks.train_safety_prompt MODEL"),
         (("ablate_safety_prompt",), "python -m tasks.ablate_safety_prompt MODEL"),
         (("transfer_safety_prompt",), "python -m tasks.transfer_safety_prompt MODEL"),
+        (("evaluate_served",), "python -m tasks.evaluate_served NAME"),
         (("build_text_index",), "python -m tasks.build_text_index CLIP"),
         (("train_projector",), "python -m tasks.train_projector MODEL"),
         (("ablate_projector",), "python -m tasks.ablate_projector MODEL"),

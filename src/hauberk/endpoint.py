@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
 from random import Random
@@ -170,13 +171,26 @@ class Usage:
     cost: float = 0.0
     uncounted: int = 0
     """Answers whose tokens the server did not count: the cost is then too low."""
+    cached_tokens_in: int = 0
+    cached_tokens_out: int = 0
+    cached_cost: float = 0.0
+    """What the cached ones came to when they were asked, at the prices of now."""
+    first_day: str = ""
+    last_day: str = ""
+    """On which answers came, cached ones included, as 2026-11-28 in UTC."""
 
     def add(self, reply: Reply) -> None:
         """Count one."""
         if reply.error:
             self.failed += 1
-        elif reply.cached:
+            return
+        self.first_day = min(filter(None, (self.first_day, reply.day)), default="")
+        self.last_day = max(self.last_day, reply.day)
+        if reply.cached:
             self.cached += 1
+            self.cached_tokens_in += reply.tokens_in or 0
+            self.cached_tokens_out += reply.tokens_out or 0
+            self.cached_cost += reply.cost
         else:
             self.answered += 1
             self.tokens_in += reply.tokens_in or 0
@@ -309,7 +323,8 @@ class Endpoint:
                 why, asked = str(none), none.wait
             else:
                 self._failed_in_row = 0
-                return replace(reply, seconds=time.monotonic() - began)
+                today = datetime.now(UTC).date().isoformat()
+                return replace(reply, seconds=time.monotonic() - began, day=today)
             if tried == setting.retries:
                 break
             wait = self._wait(tried, asked)

@@ -43,6 +43,8 @@ class Reply:
     """What the answer has cost when it was made."""
     seconds: float = 0.0
     """Of the last try."""
+    day: str = ""
+    """On which it came, as 2026-11-28 in UTC; "" where that was not kept."""
     cached: bool = False
 
 

@@ -19,6 +19,7 @@ from hauberk.endpoint import Endpoint, user_content
 from hauberk.errors import BadRequest, UnsupportedRequest
 from hauberk.replies import Reply
 from hauberk.requests import Request, Response, SupportsDefense, rewritten
+from hauberk.unserved import CHANGES
 
 
 class Target:
@@ -155,17 +156,24 @@ def _(defense: Undefended | SafetyPrompt) -> str:
 
 @obstacle.register
 def _(defense: Shift) -> str:
-    return "it moves the hidden states of the decoder; run the model here, or take a frame or mask."
+    return CHANGES[Shift.method]
 
 
 @obstacle.register
 def _(defense: Projector) -> str:
-    return "it replaces weights of the projector; serve the model that `export` writes instead."
+    return CHANGES[Projector.method]
 
 
 @obstacle.register
 def _(defense: GuardAlign) -> str:
-    if defense.prefix is None or defense.prefix.setting.gamma == 0:
+    if defense.prefix is None:
+        return ""
+    if defense.prefix.setting.placement == "answer":
+        return (
+            f"it begins the answer with {defense.prefix.setting.text!r}; take a variant of "
+            "placement 'user'."
+        )
+    if defense.prefix.setting.gamma == 0:
         return ""
     return (
         f"it calibrates attention (gamma {defense.prefix.setting.gamma}); give "

@@ -79,6 +79,8 @@ class Comparison:
     """Model -> its training.json, and under `variants` what each training beside it measured."""
     gaps: Mapping[str, Row] = field(default_factory=dict)
     """Model -> its gap.json, and under `plots` the SVG of each of its plots."""
+    served: Mapping[str, Mapping[str, Row]] = field(default_factory=dict)
+    """Model that others serve -> its defenses, each with the card of its evaluation."""
     layers: Mapping[str, Row] = field(default_factory=dict)
     """Model -> its layers.json."""
     context: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -102,6 +104,7 @@ class Comparison:
         rows = (row for row in self.metrics if row["model"] == model and row["defense"] != ALL)
         names = _unique(row["defense"] for row in rows)
         first = (UNDEFENDED, self.chosen.get(model))
+        parts = parts or model in self.served  # where nothing is taken apart
         whole = [name for name in names if parts or not is_part(name)]
         return sorted(whole, key=lambda name: first.index(name) if name in first else len(first))
 

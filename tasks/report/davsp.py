@@ -72,7 +72,7 @@ def columns(comparison: Comparison) -> tuple[list[str], list[tuple[str, str]]]:
 def prompt_parts(comparison: Comparison) -> dict[str, list[PromptRow]]:
     """Return the rows of every model that has DAVSP or a part of it."""
     found = {}
-    for model in comparison.models:
+    for model in (name for name in comparison.models if name not in comparison.served):
         known = comparison.defenses(model, parts=True)
         named = PARTS | {
             name: f"the frame and prefix of {name.removeprefix(TRANSFERRED)}"
@@ -100,7 +100,8 @@ def transfer(comparison: Comparison) -> list[tuple[str, list[tuple[Cell | None, 
     joint = sorted(
         n.removeprefix(TRANSFERRED) for n in tried if "+" in n and n.startswith(TRANSFERRED)
     )
-    sources = [*comparison.models, *joint, UNDEFENDED]
+    here = [model for model in comparison.models if model not in comparison.served]
+    sources = [*here, *joint, UNDEFENDED]
     return [
         (source, [_transferred(comparison, source, target) for target in comparison.models])
         for source in sources

@@ -70,6 +70,8 @@ class Overview:
     effects: list[Effects]
     judge_failures: list[Row]
     """Answers of which no judge said anything."""
+    unanswered: list[Row]
+    """Requests that the endpoint of a served model left without an answer."""
 
 
 @dataclass(frozen=True)
@@ -124,15 +126,17 @@ class UtilityRow:
 def overview(comparison: Comparison, model: str) -> Overview:
     """Gather the headline of a model."""
     chosen = comparison.chosen.get(model)
+    unjudged = [
+        row for row in comparison.responses if row["model"] == model and row.get("unjudged")
+    ]
     return Overview(
         model=model,
         chosen=chosen,
         verdict=judge(comparison, model, chosen) if chosen else None,
         elsewhere=elsewhere(comparison, model, chosen) if chosen else [],
         effects=all_effects(comparison, model),
-        judge_failures=[
-            row for row in comparison.responses if row["model"] == model and row.get("unjudged")
-        ],
+        judge_failures=[row for row in unjudged if row.get("declared") != "failed"],
+        unanswered=[row for row in unjudged if row.get("declared") == "failed"],
     )
 
 

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from flows.graph import Graph
+from flows.parameters import check_followed
+from flows.record import subjects
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,4 +58,25 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
     }
     assert "calibrate_guardalign@another" in needed
     assert set(graph.stages["compare"].upstream) == needed
+    graph.close()
+
+
+def test_a_served_model_is_a_stage_behind_what_guards_it_and_of_none_there_is_no_stage(project):
+    graph = Graph(project)
+    assert not any(name.startswith("evaluate_served") for name in graph.stages)
+    graph.close()
+    path = project / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    endpoint = {"url": "http://localhost:8000/v1", "model": "m"}
+    served = {name: {"endpoint": endpoint, "defenses": ["davsp@lab-qwen"]} for name in ("a", "b")}
+    path.write_text(yaml.safe_dump(content | {"served": served}))
+    check_followed(ROOT, content | {"served": served}, "params.yaml")
+    graph = Graph(project)
+    for name in served:
+        stage = graph.stages[f"evaluate_served@{name}"]
+        assert stage.outs == (f"artifacts/{name}",)
+        fits = {"train_safety_prompt@lab-qwen", "calibrate_guardalign@another"}
+        assert fits <= {*stage.upstream}
+        assert stage.name in graph.stages["compare"].upstream
+    assert {subject.model for subject in subjects(graph)}.isdisjoint(served)  # nothing is published
     graph.close()

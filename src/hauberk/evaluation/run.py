@@ -243,7 +243,7 @@ def evaluate_through(
     defense: SupportsDefense | None,
     *,
     names: tuple[str, str],
-    journal: Path,
+    journal: Path | None,
     max_new_tokens: int,
     batch_size: int,
     progress: Callable[[int], Any] = lambda _: None,
@@ -257,7 +257,8 @@ def evaluate_through(
     names : model and defense, as they stand in the records
     journal : JSON lines file that holds what is finished; a line that was cut short by a kill is
         dropped, and no sample with a whole line is answered again.  What an endpoint left without
-        an answer is not among it, so that another run asks for it again
+        an answer is not among it, so that another run asks for it again.  None where ``answer``
+        itself keeps what it was told, as an endpoint with a cache does
     progress : called with the number of newly finished samples
 
     Returns
@@ -272,7 +273,7 @@ def evaluate_through(
         :func:`hauberk.evaluation.utility.check`.
     """
     check(samples)
-    done = taken_up(read_records(journal), samples, names, journal)
+    done = taken_up(read_records(journal), samples, names, journal) if journal else {}
     open_samples = [sample for sample in samples if sample.sample_id not in done]
     progress(len(samples) - len(open_samples))
     with _appending(journal) as append:
@@ -381,7 +382,10 @@ def by_suite(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
 
 
 @contextmanager
-def _appending(path: Path) -> Iterator[Callable[[Record], None]]:
+def _appending(path: Path | None) -> Iterator[Callable[[Record], None]]:
+    if path is None:
+        yield lambda record: None
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
         # Cut a line that a kill left unfinished, so that the next one starts on its own.
