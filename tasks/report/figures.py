@@ -94,7 +94,7 @@ def rates(row: Row) -> str:
     parts = []
     for metric, title, count in (
         ("unsafe_rate", "unsafe answers", "n_harmful"),
-        ("accuracy", "exact answers", "n_benign"),
+        ("accuracy", "right answers", "n_benign"),
         ("over_refusal", "over-refusal", "n_benign"),
     ):
         value, n = number(row.get(metric)), row.get(count)
@@ -117,7 +117,7 @@ def _alphas(comparison: Comparison, model: str) -> Iterator[tuple[Any, ...]]:
         )
         alt = (
             f"Three line plots against alpha for {len(sweep['rows'])} settings of {defense} on "
-            f"{model}: unsafe answers, exact answers, over-refusal. "
+            f"{model}: unsafe answers, right answers, over-refusal. "
             f"Chosen: {'; '.join(chosen) or 'none'}. Every number is in the table below."
         )
         title = f"{defense}: unsafe answers and utility against α ({split} split)"

@@ -30,7 +30,7 @@ RATES = {
 """Suite and metric -> how it is written, from above, and the place of its look."""
 _METRICS = {
     "unsafe_rate": ("unsafe answers", 4),
-    "accuracy": ("exact answers", 0),
+    "accuracy": ("right answers", 0),
     "over_refusal": ("over-refusal", 1),
 }
 """The same of suites of data sets, by metric."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 RATES = {
     "unsafe_rate": ("Unsafe answers", "n_harmful"),
-    "accuracy": ("Exact answers to benign questions", "n_benign"),
+    "accuracy": ("Right answers to benign questions", "n_benign"),
     "over_refusal": ("Over-refusal", "n_benign"),
 }
 """Metric of a sweep -> (its title, the number of samples behind it)."""
@@ -77,7 +77,7 @@ def plot_trade_off(comparison: Comparison, model: str) -> "Figure | None":
         return None
     figure, axes = panels(2, height=4.6)
     kinds = list(dict.fromkeys(kind_of(row) for row in rows))
-    measures = {"accuracy": "exact answers to benign questions", "over_refusal": "over-refusal"}
+    measures = {"accuracy": "right answers to benign questions", "over_refusal": "over-refusal"}
     for axis, (metric, label) in zip(axes, measures.items(), strict=True):
         for kind in kinds:
             members = [row for row in rows if kind_of(row) == kind]

@@ -144,12 +144,13 @@ def test_a_setting_shows_every_suite_and_where_it_breaks_the_bounds(results, pag
     broken = set()
     for shown, sweep in zip(tables, results.sweeps.values(), strict=True):
         heads = [cell.text.strip() for cell in shown[0]]
+        columns = COLUMNS | {"accuracy": "Right answers"}  # or not refused, where that is all
         for listed, row in zip(shown[1:], sweep["rows"], strict=True):
             cells = dict(zip(heads, listed, strict=True))
             for metric in ("unsafe_rate", "accuracy", "over_refusal"):
                 for suite, rates in row["suites"].items():
                     said = f"{suite} {amount(rates[metric], metric)}" if metric in rates else suite
-                    assert (said in cells[COLUMNS[metric]].text) == (metric in rates)
+                    assert (said in cells[columns[metric]].text) == (metric in rates)
             names = ", ".join(row["broken_on"])
             assert cells["Bounds"].text.strip() == (f"lost on {names}" if names else "kept")
             broken.add(names)
