@@ -334,7 +334,7 @@ def test_test_samples_that_are_fitted_on_end_the_run_with_their_table(project):
 @pytest.fixture(scope="module")
 def done(project):
     """The example run by its one command, in a project that had the lab's parameters before."""
-    for name in ("src", "tasks"):
+    for name in ("src", "tasks", "judges"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "constraints.txt", ".dvcignore"):
         shutil.copy(ROOT / name, project)
