@@ -1,10 +1,12 @@
 """The judges of params.yaml in the stages: asked once, after the answers, and paid for once."""
 
 import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +16,7 @@ from hauberk.evaluation.run import judge_response
 from hauberk.evaluation.selection import rates_of
 from hauberk.requests import Response
 from tasks.judging import REPLIES, answers_it, judge_at, judged, outcomes
-from tasks.params import Judges, load_params
+from tasks.params import GUARDS, LABELS, Judges, load_params
 from tests.serving import failure, last_text, serving
 from tests.test_judges import BENIGN, HARMFUL, REFUSALS
 from tests.test_served_judge import graded, said, spec_of
@@ -131,6 +133,23 @@ def test_a_served_judge_is_asked_once_whatever_happens_after(params, tmp_path, m
         assert judged(changed, RUNS, SAMPLES) == found  # as if the stage had been killed
         assert len(server.seen) == asked == 4
     assert REPLIES.read_bytes().startswith(b"SQLite")
+
+
+def test_stages_follow_what_their_judges_read_and_the_report_alone_the_labels():
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    judging = {name for name, told in stages.items() if "judges.first" in told.get("params", [])}
+    assert {name for name, told in stages.items() if str(GUARDS) in told["deps"]} == judging
+    assert {name for name, told in stages.items() if str(LABELS) in told["deps"]} == {"compare"}
+    whole = {name for name, told in stages.items() if "judges" in told.get("params", [])}
+    assert whole == {"compare"}  # or a first sheet would make every evaluation stale
+    asking = {
+        path.stem
+        for path in (ROOT / "tasks").glob("*.py")
+        if re.search("from tasks.(judging|parts) import", path.read_text())
+    }
+    asking -= {"parts"}
+    assert {stages[name]["cmd"].split()[2].removeprefix("tasks.") for name in judging} == asking
+    assert all((ROOT / home).is_dir() for home in (GUARDS, LABELS))
 
 
 def test_a_guard_that_is_not_there_ends_the_stage_with_one_message(params):

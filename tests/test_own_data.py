@@ -410,7 +410,7 @@ def test_a_row_without_what_is_right_is_named_with_its_data_set_before_anything_
 @pytest.fixture(scope="module")
 def done(project):
     """The example run by its one command, in a project that had the lab's parameters before."""
-    for name in ("src", "tasks"):
+    for name in ("src", "tasks", "judges"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "constraints.txt", ".dvcignore"):
         shutil.copy(ROOT / name, project)

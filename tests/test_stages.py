@@ -57,6 +57,7 @@ from tasks import (
 from tasks.params import PARTS, PROMPT_PARTS, load_params
 from tasks.stage import load_clip, load_model, spread, writing
 from tests.serving import last_text, serving
+from tests.test_served_judge import said, spec_of
 from tests.test_target import pictures_in
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -267,10 +268,10 @@ def test_every_sample_is_answered_and_every_row_reaches_the_report(done):
 def test_other_judges_and_labels_reach_the_report(done, tmp_path):
     root = shutil.copytree(done, tmp_path / "copy")
     params = yaml.safe_load((root / "params.yaml").read_text())
-    judges = {"first": {"kind": "keyword"}, "second": {"kind": "exact"}, "labels": "labels"}
+    judges = {"first": {"kind": "keyword"}, "second": {"kind": "exact"}, "labels": "judges/labels"}
     (root / "params.yaml").write_text(yaml.safe_dump(params | {"judges": judges}))
-    sheet = root / "labels" / "one.csv"
-    sheet.parent.mkdir()
+    sheet = root / "judges/labels/one.csv"
+    sheet.parent.mkdir(parents=True)
     for defense in ("none", "cmrm", "guardalign", "davsp", "tga"):
         file = root / f"artifacts/lab-llava/{defense}/evaluation/responses.jsonl"
         before = read_records(file)
@@ -297,6 +298,34 @@ def test_other_judges_and_labels_reach_the_report(done, tmp_path):
     assert 'First judge: <span class="name">keyword</span>' in (
         root / "reports/index.html"
     ).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_judge_of_the_file_decides_what_a_refusal_is_wherever_answers_are_picked(
+    done, tmp_path
+):
+    """One that calls every answer a refusal; the exact judge calls none of them one."""
+    root = shutil.copytree(done, tmp_path / "copy")
+    params = yaml.safe_load((root / "params.yaml").read_text())
+    params["davsp"]["refusal"] = None
+    with serving(lambda body, count: said("refused")) as server:
+        first = spec_of(server, timeout=30.0, deadline=60.0)
+        (root / "params.yaml").write_text(
+            yaml.safe_dump(params | {"judges": {**params["judges"], "first": first}})
+        )
+        harm = json.loads((run(root, estimate_harm_vector, "lab-llava") / "harm.json").read_text())
+        right = {kind: counts["right"] for kind, counts in harm["requests"].items()}
+        assert right == {"harmful": harm["requests"]["harmful"]["asked"], "harmless": 0}
+        folder = run(root, locate_safety_layers, "lab-llava")
+        layers = json.loads((folder / "layers.json").read_text())
+        for rates in (*layers["words"]["untouched"].values(), layers["pictures"]["refused"]):
+            assert rates["value"] == 1
+        assert "unjudged" not in layers
+        for module, key in ((train_safety_prompt, "harmless"), (train_projector, "answered")):
+            with pytest.raises(BadData, match=rf"answers none of .*{key}"):
+                run(root, module, "lab-llava")
+    before = json.loads((done / "artifacts/lab-llava/tga/layers/layers.json").read_text())
+    assert before["words"]["untouched"]["harmful"]["value"] == 0
 
 
 @pytest.mark.slow
