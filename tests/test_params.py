@@ -401,7 +401,7 @@ def test_a_served_model_that_cannot_be_is_named_before_anything_runs(write, name
 def test_a_served_model_needs_something_to_be_fitted_that_could_guard_it(write, section):
     others = [((each, "models"), []) for each in ("davsp", section)]
     path = write((("served",), {"api": SERVED}), (("registry", "promote"), {}), *others)
-    with pytest.raises(BadParams, match="served.api: davsp.models and guardalign.models"):
+    with pytest.raises(BadParams, match=r"served.api: davsp.models and guardalign.models"):
         load_params(path)
 
 

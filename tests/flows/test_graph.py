@@ -68,14 +68,14 @@ def test_a_served_model_is_a_stage_behind_what_guards_it_and_of_none_there_is_no
     path = project / "params.yaml"
     content = yaml.safe_load(path.read_text())
     endpoint = {"url": "http://localhost:8000/v1", "model": "m"}
-    served = {name: {"endpoint": endpoint, "defenses": ["davsp@another"]} for name in ("a", "b")}
+    served = {name: {"endpoint": endpoint, "defenses": ["davsp@lab-qwen"]} for name in ("a", "b")}
     path.write_text(yaml.safe_dump(content | {"served": served}))
     check_followed(ROOT, content | {"served": served}, "params.yaml")
     graph = Graph(project)
     for name in served:
         stage = graph.stages[f"evaluate_served@{name}"]
         assert stage.outs == (f"artifacts/{name}",)
-        assert {f"{fits}@another" for fits in ("train_safety_prompt", "calibrate_guardalign")} <= {
+        assert {f"{fits}@lab-qwen" for fits in ("train_safety_prompt", "calibrate_guardalign")} <= {
             *stage.upstream
         }
         assert stage.name in graph.stages["compare"].upstream
