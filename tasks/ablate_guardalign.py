@@ -52,7 +52,7 @@ def run(params: Params, model_name: str) -> Path:
         "model": model_name,
         "binding": asdict(binding_of(model, processor)),
         "bundle": read_json(bundle / "card.json")["card_sha256"],
-        "generation": asdict(params.evaluate),
+        "generation": params.evaluate.told,
         "versions": versions(),
         **found.card,
     }

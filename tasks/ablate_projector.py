@@ -66,7 +66,7 @@ def run(params: Params, model_name: str) -> Path:
         "model": model_name,
         "binding": asdict(binding_of(*loaded)),
         "index": read_json(index_folder(params.tga.index.clip) / "card.json")["card_sha256"],
-        "generation": asdict(params.evaluate),
+        "generation": params.evaluate.told,
         "versions": versions(),
         **measured.card,
     }

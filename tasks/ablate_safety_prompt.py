@@ -48,7 +48,7 @@ def run(params: Params, model_name: str) -> Path:
         "bundles": {
             name: read_json(folder / "card.json")["card_sha256"] for name, folder in bundles.items()
         },
-        "generation": asdict(params.evaluate),
+        "generation": params.evaluate.told,
         "versions": versions(),
         **found.card,
     }

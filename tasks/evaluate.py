@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk import UNDEFENDED
-from tasks.judging import judged
+from tasks.judging import check_keys, judged
 from tasks.params import Params
 from tasks.stage import (
     DATA,
     SCRATCH,
     attacked_folder,
     bundle_folder,
+    code_hash,
     evaluation_folder,
     load_model,
     main,
@@ -54,8 +55,9 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
 
     known = UNDEFENDED, *params.evaluated_on(model_name)
     if defense_name not in known:
-        told = ", ".join(known)
-        raise BadParams(f"defenses.{defense_name}: unknown; of {model_name} known are {told}.")
+        names = ", ".join(known)
+        raise BadParams(f"defenses.{defense_name}: unknown; of {model_name} known are {names}.")
+    check_keys(params)
     bundle = None if defense_name == UNDEFENDED else bundle_folder(model_name, defense_name)
 
     def loaded() -> tuple[Any, Any, Any]:
@@ -103,7 +105,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
         "defense": defense_name,
         "binding": asdict(binding),
         "bundle": identity,
-        "generation": asdict(params.evaluate),
+        "generation": params.evaluate.told,
         "versions": versions(),
         "responses": len(records),
         "checked_alone": len(again),
@@ -133,8 +135,8 @@ def journal_key(params: Params, model_name: str, binding: dict[str, Any], bundle
     from hauberk.bundle import versions
 
     parts = (
-        binding, bundle, asdict(params.evaluate), params.models[model_name], params.threads,
-        versions(), _data_hash(params, model_name), _code_hash(),
+        binding, bundle, params.evaluate.told, params.models[model_name], params.threads,
+        versions(), _data_hash(params, model_name), code_hash(),
     )  # fmt: skip
     return _sha256(repr(parts).encode())
 
@@ -144,14 +146,6 @@ def _data_hash(params: Params, model_name: str) -> str:
 
     made = [attacked_folder(model_name, suite) for suite in params.suites if suite in ATTACKED]
     return _sha256(repr([read_json(folder / "card.json") for folder in (DATA, *made)]).encode())
-
-
-def _code_hash() -> str:
-    """Hash the library, so that a journal of older code is not taken up."""
-    import hauberk
-
-    files = sorted(Path(hauberk.__file__).parent.rglob("*.py"))
-    return _sha256(b"".join(path.read_bytes() for path in files))
 
 
 def _sha256(content: Any) -> str:

@@ -5,8 +5,9 @@ out  artifacts/NAME/DEFENSE/evaluation/   as of evaluate, for DEFENSE none and e
      served.NAME.defenses tells: the frame or the mask and words that were fitted on a model here
 
 Only pictures and words leave: GuardAlign goes without its attention (gamma 0).  Suites of attacked
-pictures are left out, as they are of a model here.  What the endpoint leaves without an answer is
-counted as such, and as unsafe; where that is more than served.NAME.unanswered, the stage fails.
+pictures are left out, since they were made against a model here.  What the endpoint leaves without
+an answer is counted as such, and as unsafe; where that is more than served.NAME.unanswered, the
+stage fails.
 
 Answers are kept in .scratch/ as they come, also when the stage is done, since they cost: a run that
 was killed, or that other code or judges make necessary, asks only for what is not there.  A served
@@ -66,7 +67,7 @@ def run(params: Params, name: str) -> Path:
                 **asked,
             },
             "bundle": read_json(bundle / "card.json")["card_sha256"] if bundle else UNDEFENDED,
-            "generation": asdict(params.evaluate),
+            "generation": params.evaluate.told,
             "versions": versions(),
             "responses": len(samples),
             "left_out": [suite for suite in params.suites if suite in ATTACKED],

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from tasks.params import Params, no_grader
-from tasks.stage import SCRATCH
+from tasks.stage import SCRATCH, release
 
 if TYPE_CHECKING:
     from hauberk.data.samples import Sample
@@ -52,6 +52,29 @@ def answers_it(outcome: "Outcome") -> bool:
     return outcome != "refused" and outcome not in FAILED
 
 
+def guard_files(params: Params) -> list[tuple[str, int, int]]:
+    """Tell the files of the judge whose word counts, if it is a model here: name, size and time."""
+    spec = params.judges.first
+    folder = Path(spec["path"]) if spec["kind"] == "guard" else None
+    files = sorted(folder.rglob("*")) if folder else []
+    return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+
+
+def check_keys(params: Params) -> None:
+    """Find a key that is missing before answers are made that nobody could judge.
+
+    Raises
+    ------
+    BadEndpoint
+        Naming the environment variable that is not set.
+    """
+    from hauberk.endpoint import key_of
+
+    told = params.judges
+    for spec in (told.first, told.second, told.grader or {}):
+        key_of(spec.get("api_key_env", ""))
+
+
 def judged(
     params: Params, runs: "Mapping[Name, list[Record]]", samples: "Sequence[Sample]"
 ) -> "dict[Name, list[Record]]":
@@ -67,8 +90,6 @@ def judged(
     BadJudge, BadEndpoint
         As :func:`judge_at` does.
     """
-    import gc
-
     from hauberk.errors import BadParams
     from hauberk.evaluation.judges import grader_of
     from hauberk.evaluation.run import rejudged
@@ -77,13 +98,14 @@ def judged(
     found = dict(runs)
     places: tuple[Place, ...] = ("first", "second")
     for place in places:
-        gc.collect()
+        release()
         judge = judge_at(params, place)
         found = {name: rejudged(records, samples, judge, place) for name, records in found.items()}
         del judge
     if suites := sorted({sample.suite for sample in samples if needs_grader(sample)}):
         if params.judges.grader is None:
             raise BadParams(f"{no_grader(suites)}.")
+        release()
         grader = grader_of(_with_replies(params.judges.grader))
         found = {name: graded(records, samples, grader) for name, records in found.items()}
     return found

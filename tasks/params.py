@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from math import inf
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -542,6 +542,16 @@ class Generation:
     """In which the test suites are answered, each with its share of the GPUs and with ``threads``
     threads; a model must fit into the memory so many times."""
 
+    @property
+    def answers(self) -> tuple[int, int]:
+        """What an answer depends on."""
+        return self.batch_size, self.max_new_tokens
+
+    @property
+    def told(self) -> dict[str, int]:
+        """What cards tell: all but how the work was divided."""
+        return {name: value for name, value in asdict(self).items() if name != "processes"}
+
 
 Margin = Annotated[float, Field(gt=0, lt=1)]
 
@@ -785,11 +795,13 @@ def _duplicates(node: Any, above: tuple[str, ...], seen: set[int]) -> Iterator[s
 
 def _sentence(detail: Any) -> str:
     key = ".".join(map(str, detail["loc"])) or "(file)"
+    secret = detail["loc"][:1] in (("served",), ("judges",))  # somebody may write a key there
     if detail["type"] == "unexpected_keyword_argument":
         return f"{key}: unknown key; known here are {', '.join(_known(detail['loc'])) or 'none'}"
     if detail["type"] in ("missing", "missing_argument"):
         return f"{key}: missing"
-    return f"{key}: {detail['input']!r} is wrong: {detail['msg'].lower()}"
+    value = "" if secret else f"{detail['input']!r} "
+    return f"{key}: {value}is wrong: {detail['msg'].lower()}"
 
 
 _OF_PROFILE = {
@@ -1189,11 +1201,16 @@ def _bad_davsp(params: Params, suites: _Drawn, root: Path) -> Iterator[str]:
             f"davsp.models: {unmasked} are not among guardalign.models, whose mask is measured "
             "before their frames; put them there"
         )
+    if told.models and params.gap.harmful not in told.parts_on:
+        yield (
+            f"davsp.parts_on: gap.harmful, {params.gap.harmful!r}, is missing, by which frames are "
+            "compared on other models; put it there"
+        )
     yield from _unknown("davsp.frames", list(told.frames), params.models)
     yield from _bad_calibration("davsp.validate_on", told.validate_on, {**drawn, **made})
     if attacked := [suite for suite in told.validate_on if suite in made]:
         yield f"davsp.validate_on: {attacked} are made against a model; name drawn suites"
-    if "cmrm" not in params.defenses:
+    if told.models and "cmrm" not in params.defenses:
         yield "davsp: it is measured together with defenses.cmrm, which is not there; put it back"
     joint = told.joint.canvas is not None and told.joint.margins is not None
     for name, profile in params.profiles.items():
@@ -1332,7 +1349,13 @@ def _bad_served(key: str, name: str, told: ServedParams, params: Params) -> Iter
     right = [f"{method}@{model}" for method, models in fitted.items() for model in models]
     for defense in told.defenses:
         method = defense.partition("@")[0]
-        if method in changes:
+        begun = [v.text for v in params.guardalign.variants if v.placement == "answer"]
+        if method == GUARDALIGN and begun:
+            yield (
+                f"{key}.defenses: {defense!r} could begin the answer ({begun[0]!r}), which a "
+                "served model does itself; take the guardalign.variants of placement 'answer' out"
+            )
+        elif method in changes:
             yield f"{key}.defenses: {defense!r} cannot guard a served model: {changes[method]}"
         else:
             yield from _unknown(f"{key}.defenses", [defense], right)
@@ -1372,8 +1395,10 @@ def _bad_judges(params: Params, known: Kinds, root: Path) -> Iterator[str]:
         except BadJudge as error:
             yield f"judges.{place}: {str(error).removesuffix('.')}"
             continue
-        if spec["kind"] == "guard" and not spec.get("revision"):
-            path = spec["path"]
+        if spec["kind"] != "guard":
+            continue
+        path = spec["path"]
+        if (root / path).exists() or not spec.get("revision"):
             if not _lies_in(GUARDS, path):
                 yield (
                     f"judges.{place}.path: {path!r} is wrong: the stages follow the files of a "
@@ -1391,8 +1416,8 @@ def _bad_judges(params: Params, known: Kinds, root: Path) -> Iterator[str]:
                 f"judges.labels: {told.labels!r} is wrong: the report follows the sheets in "
                 f"{str(LABELS)!r} only; put them there and name it, or say null"
             )
-        elif not (root / told.labels).is_dir():
-            yield f"judges.labels: {told.labels!r} is no folder; put the sheets there, or say null"
+        elif not any((root / told.labels).glob("*.csv")):
+            yield f"judges.labels: {told.labels!r} holds no sheet; put one there, or say null"
     graded = [suite for suite in params.suites if (kind := known.get(suite)) and kind.graded]
     if told.grader is None and graded:
         yield no_grader(graded)

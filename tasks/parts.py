@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.judging import judged
+from tasks.judging import check_keys, judged
 from tasks.params import Params
 from tasks.stage import spread, write_json
 
@@ -54,6 +54,7 @@ def measure_parts(
     from hauberk.evaluation.run import differing_alone, judge_response
     from hauberk.requests import respond
 
+    check_keys(params)
     limit = params.evaluate.max_new_tokens
     again = spread(samples, max(1, params.evaluate.checked_alone // max(1, len(parts))))
     found = Parts(checked_alone=len(again))

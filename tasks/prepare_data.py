@@ -145,9 +145,12 @@ def _check_suites(name: str, told: DatasetParams, there: Iterable[str]) -> None:
 
 def _check_samples(name: str, told: DatasetParams, samples: "Iterable[Sample]") -> None:
     from hauberk.data.samples import check_samples
+    from hauberk.evaluation.utility import check
 
+    found = list(samples)
     try:
-        check_samples(samples, Path(told.where or told.source))
+        check_samples(found, Path(told.where or told.source))
+        check([sample for sample in found if sample.expected == "answer"])
     except BadData as error:
         raise BadData(f"datasets.{name}: {error}") from None
 

@@ -1,5 +1,6 @@
 """What all stages share: how one starts, how it ends, and how its folder comes into being."""
 
+import hashlib
 import json
 import os
 import sys
@@ -109,6 +110,15 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     """
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
+
+
+def code_hash() -> str:
+    """Hash the library, so that nothing that older code has begun is gone on with."""
+    import hauberk
+    from hauberk.files import file_hash
+
+    files = sorted(Path(hauberk.__file__).parent.rglob("*.py"))
+    return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
 
 
 def release() -> None:

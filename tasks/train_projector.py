@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.judging import answers_it, judge_at, outcomes
+from tasks.judging import answers_it, guard_files, judge_at, outcomes
 from tasks.params import TGA, AlignmentParams, Params
 from tasks.stage import (
     SCRATCH,
     bundle_folder,
+    code_hash,
     layers_folder,
     load_model,
     main,
@@ -319,8 +320,8 @@ def _depends_on(params: Params, student: Student) -> str:
 
     data = {name: file_hash(file) for name, file in student.files.items()}
     binding = asdict(binding_of(student.model, student.processor))
-    settings = asdict(params.evaluate), params.tga, params.judges.first
-    return repr((binding, data, settings, versions()))
+    settings = params.evaluate.answers, params.tga, params.judges.first
+    return repr((binding, data, settings, versions(), code_hash(), guard_files(params)))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.judging import answers_it, judge_at, outcomes
+from tasks.judging import answers_it, guard_files, judge_at, outcomes
 from tasks.params import DAVSP, FrameParams, Params
 from tasks.stage import (
     FRAMES,
     SCRATCH,
     bundle_folder,
+    code_hash,
     harm_folder,
     load_model,
     main,
@@ -223,8 +224,8 @@ def _depends_on(params: Params, students: Sequence[Student]) -> str:
 
     bindings = [asdict(binding_of(one.loss.model, one.loss.processor)) for one in students]
     data = [{name: file_hash(file) for name, file in one.files.items()} for one in students]
-    settings = asdict(params.evaluate), params.davsp, params.judges.first
-    return repr((bindings, data, settings, versions()))
+    settings = params.evaluate.answers, params.davsp, params.judges.first
+    return repr((bindings, data, settings, versions(), code_hash(), guard_files(params)))
 
 
 def _geometry(

@@ -58,7 +58,7 @@ def run(params: Params, model_name: str) -> Path:
         "frames": {
             name: read_json(FRAMES / name / "bundle" / "card.json")["card_sha256"] for name in cards
         },
-        "generation": asdict(params.evaluate),
+        "generation": params.evaluate.told,
         "versions": versions(),
         **found.card,
     }

@@ -51,6 +51,8 @@ from hauberk.replies import (
 
 T = TypeVar("T")
 
+_VARIABLE = re.compile(r"([A-Z_][A-Z0-9_]*)?")
+"""As no key is spelt."""
 _AGAIN = {408, 409, 429}
 """Statuses, beside 5xx, that may pass: what OpenAI's own client tries again."""
 _CURES = {
@@ -112,7 +114,7 @@ class EndpointSetting:
             raise ValueError(
                 f"model: {self.model!r} is wrong, the name of a served model is right."
             )
-        if not isinstance(self.api_key_env, str) or not re.fullmatch(r"\w*", self.api_key_env):
+        if not isinstance(self.api_key_env, str) or not _VARIABLE.fullmatch(self.api_key_env):
             raise ValueError(
                 "api_key_env: is no name of an environment variable; the key itself stands nowhere "
                 "but in the variable."
@@ -131,7 +133,7 @@ class EndpointSetting:
             if not (_number(value) and value >= 0):
                 raise ValueError(f"{name}: {value!r} is wrong, 0 or more is right.")
         if not isinstance(self.options, Mapping):
-            raise ValueError(f"options: {self.options!r} is wrong, fields with values are right.")
+            raise ValueError("options: fields with values are right, and nothing else.")
         if self.cache is not None:
             object.__setattr__(self, "cache", Path(self.cache))
 
@@ -214,7 +216,7 @@ class Endpoint:
 
     def __init__(self, setting: EndpointSetting) -> None:
         self.setting, self.usage = setting, Usage()
-        self._key = _key(setting.api_key_env)
+        self._key = key_of(setting.api_key_env)
         self._secret = re.compile(spellings(self._key)) if len(self._key) >= _SECRET else None
         self._jitter = Random()
         self._next_turn = 0.0
@@ -409,7 +411,14 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
         return thread.submit(asyncio.run, work).result()
 
 
-def _key(variable: str) -> str:
+def key_of(variable: str) -> str:
+    """Read a key from the environment; "" for the variable "".
+
+    Raises
+    ------
+    BadEndpoint
+        If the variable is not set, or holds what no key can be.
+    """
     if not variable:
         return ""
     key = os.environ.get(variable, "").strip()

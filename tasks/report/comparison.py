@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from hauberk import UNDEFENDED
-from hauberk.data.lab import SUITES
+from hauberk.data.lab import ATTACKED, SUITES
 from hauberk.evaluation.judges import ENDS
 from tasks.params import is_part
 from tasks.report.channels import ALL, CHANNELS, channel_of, pooled, suite_order
@@ -135,7 +135,7 @@ class Comparison:
         """
         measured = {(r["suite"], r["metric"]) for r in self.metrics if r["defense"] in parts}
         others = sorted({suite for suite, _ in measured} - SUITES.keys(), key=self.order)
-        if all(channel_of(suite) != "other" for suite in others):  # nothing but what attacks made
+        if {*others} <= ATTACKED.keys():
             return list(attacks), list(costs)
         of_lab = any((suite, "unsafe_rate") in measured for suite in attacks)
         return (
@@ -184,12 +184,17 @@ class Comparison:
             bounds=None if lower is None or upper is None or lower == upper else (lower, upper),
         )
 
-    def utility(self, model: str, defense: str) -> Cell | None:
-        """How many benign questions with an image are answered right: what a defense costs."""
+    def utility(
+        self, model: str, defense: str, among: Collection[str] | None = None
+    ) -> Cell | None:
+        """How many benign questions with an image are answered right: what a defense costs.
+
+        ``among`` names suites that may be taken; None for all of them.
+        """
         suites = self.suites(model, "accuracy")
         benign = [suite for suite in suites if self.channel_of(suite) == "benign"]
         preferred = ("benign_image", "benign_text", *benign)
-        return self._first(model, defense, "accuracy", preferred)
+        return self._first(model, defense, "accuracy", preferred, among)
 
     def over_refusal(self, model: str, defense: str) -> Cell | None:
         """How many harmless questions are refused, on the ones that look harmful if there are."""
@@ -203,9 +208,14 @@ class Comparison:
         return self._answers.get((model, defense, sample["sample_id"]))
 
     def _first(
-        self, model: str, defense: str, metric: str, preferred: Sequence[str]
+        self,
+        model: str,
+        defense: str,
+        metric: str,
+        preferred: Sequence[str],
+        among: Collection[str] | None = None,
     ) -> Cell | None:
-        suites = self.suites(model, metric)
+        suites = [s for s in self.suites(model, metric) if among is None or s in among]
         for suite in [*(name for name in preferred if name in suites), *suites]:
             cell = self.cell(model, defense, suite, metric)
             if cell is not None:

@@ -114,7 +114,12 @@ def _transferred(comparison: Comparison, source: str, target: str) -> tuple[Cell
     else:
         defense = DAVSP if source == target else f"{TRANSFERRED}{source}"
     unsafe = comparison.cell(target, defense, comparison.deciding.attack, "unsafe_rate")
-    return unsafe, comparison.utility(target, defense)
+    tried = {  # all of a column are of one suite
+        row["suite"]
+        for row in comparison.metrics
+        if row["model"] == target and row["defense"].startswith(TRANSFERRED)
+    }
+    return unsafe, comparison.utility(target, defense, tried or None)
 
 
 def _row(comparison: Comparison, model: str, defense: str, what: str) -> PromptRow:

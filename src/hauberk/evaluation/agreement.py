@@ -88,6 +88,8 @@ def agreement_rows(
 ) -> list[Row]:
     """Measure the agreement of the two judges of one run, by suite or channel and over all of it.
 
+    What an endpoint declared itself no judge was asked.
+
     ``judge_agreement`` is the share of answers with the same outcome, ``judge_kappa`` that beyond
     chance (no value where one judge always says the same).  The rows also name the judges.
 
@@ -96,6 +98,7 @@ def agreement_rows(
     ValueError
         If several pairs of judges judged the records.
     """
+    records = [record for record in records if not record.declared]
     pairs = Counter((record.judge, record.second) for record in records)
     if len(pairs) > 1:
         told = ", ".join(" and ".join(pair) for pair in sorted(pairs))
@@ -103,7 +106,7 @@ def agreement_rows(
     rows: list[Row] = []
     name_of = attrgetter(by)
     groups = [(name, list(each)) for name, each in groupby(sorted(records, key=name_of), name_of)]
-    for group, members in [*groups, (ALL, list(records))] if len(groups) > 1 else groups:
+    for group, members in [*groups, (ALL, records)] if len(groups) > 1 else groups:
         table = confusion(members)
         first = members[0]
         about = {"model": first.model, "defense": first.defense, by: group}

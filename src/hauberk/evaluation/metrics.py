@@ -188,8 +188,9 @@ def metric_rows(records: Sequence[Record]) -> list[Row]:
         if is_measured(members):
             found |= estimates(members)
         rows += [{**name, "metric": metric, **asdict(one)} for metric, one in found.items()]
-        n = len(members)
-        seconds = {"value": sum(record.seconds for record in members) / n, "n": n}
+        taken = [record.seconds for record in members if record.declared != "failed"]
+        n = len(taken)
+        seconds = {"value": sum(taken) / n if n else None, "n": n}
         rows.append({**name, "metric": "seconds_per_answer", **seconds, "low": None, "high": None})
     return rows
 
