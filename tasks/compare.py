@@ -89,7 +89,7 @@ def run(params: Params) -> Path:
         for defense in defenses:
             if (sweep := bundle_folder(model, defense) / "sweep.json").is_file():
                 sweeps[model, defense] = read_json(sweep)
-    if params.judges.labels is not None:
+    if params.judges.labels and any(Path(params.judges.labels).glob("*.csv")):  # or none yet
         metrics += corrected_by_model(whole, read_sheets(Path(params.judges.labels)))
     detection = {clip: _detection(clip) for clip in params.concept_banks}
     comparison = Comparison(

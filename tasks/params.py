@@ -1416,8 +1416,8 @@ def _bad_judges(params: Params, known: Kinds, root: Path) -> Iterator[str]:
                 f"judges.labels: {told.labels!r} is wrong: the report follows the sheets in "
                 f"{str(LABELS)!r} only; put them there and name it, or say null"
             )
-        elif not any((root / told.labels).glob("*.csv")):
-            yield f"judges.labels: {told.labels!r} holds no sheet; put one there, or say null"
+        elif not (root / told.labels).is_dir():
+            yield f"judges.labels: {told.labels!r} is no folder; put the sheets there, or say null"
     graded = [suite for suite in params.suites if (kind := known.get(suite)) and kind.graded]
     if told.grader is None and graded:
         yield no_grader(graded)

@@ -341,7 +341,7 @@ GUARD = {"kind": "guard", "format": "llama-guard-3", "path": "judges/guards/one"
         ("first", GUARD | {"path": "judges/guards"}, "first.path: 'judges/guards' is wrong"),
         ("second", GUARD | {"path": "judges/guards/../x"}, r"'judges/guards/\.\./x' is wrong"),
         ("labels", "labels", "judges.labels: 'labels' is wrong: .*sheets in 'judges/labels' only"),
-        ("labels", "judges/labels", "judges.labels: 'judges/labels' holds no sheet"),
+        ("labels", "judges/labels", "judges.labels: 'judges/labels' is no folder"),
         ("grader", {"kind": "exact"}, "judges.grader: a grader of kind 'exact' is not known"),
         ("grader", {"kind": "endpoint", "model": "m"}, "judges.grader: .* needs url"),
         ("grader", SERVED | {"rubric": "x"}, "judges.grader: .* does not know rubric; it knows"),
