@@ -216,6 +216,16 @@ def test_a_file_has_every_key_that_a_stage_follows(path):
     check_followed(ROOT, yaml.safe_load(path.read_text()), path.name)
 
 
+def test_the_example_of_a_served_model_is_that_of_own_data_but_for_it():
+    served, own = (
+        yaml.safe_load((ROOT / f"examples/{name}.yaml").read_text())
+        for name in ("served", "own-data")
+    )
+    assert served.pop("served")
+    assert own.pop("served") == {}
+    assert served == own
+
+
 def test_the_readme_of_the_data_names_every_source_and_where_it_comes_from():
     readme = (ROOT / "data/README.md").read_text()
     for name, source in SOURCES.items():

@@ -23,7 +23,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from rich.console import Console
 
+from flows.tables import read_channels, result_table
 from hauberk.concepts import ConceptBank
 from hauberk.data.samples import read_suite, write_suite
 from hauberk.defenses.patch_transport import PatchTransport, setting_from
@@ -56,7 +58,7 @@ from tasks import (
 )
 from tasks.params import PARTS, PROMPT_PARTS, load_params
 from tasks.stage import load_clip, load_model, spread, writing
-from tests.serving import last_text, serving
+from tests.serving import failure, last_text, serving
 from tests.test_served_judge import said, spec_of
 from tests.test_target import pictures_in
 
@@ -876,9 +878,12 @@ def test_an_evaluation_in_two_processes_gives_the_answers_of_one(done, tmp_path)
 def test_a_served_model_stands_beside_the_others_in_what_is_compared(done, tiny, tmp_path):
     root = shutil.copytree(done, tmp_path / "copy")
     params = yaml.safe_load((root / "params.yaml").read_text())
+    lost = read_suite(root / "artifacts/data/test/text_image.parquet")[1]
     lock = threading.Lock()
 
     def behave(body, count):
+        if last_text(body).endswith(lost.question):
+            return failure(500)
         seen = [] if isinstance(body["messages"][-1]["content"], str) else pictures_in(body)
         request = Request(last_text(body), tuple(seen))
         with lock:
@@ -886,16 +891,19 @@ def test_a_served_model_stands_beside_the_others_in_what_is_compared(done, tiny,
         return said.text
 
     with serving(behave) as server:
-        endpoint = {"url": server.url, "model": "tiny-of-others", "concurrency": 4}
+        endpoint = {"url": server.url, "model": "tiny-of-others", "retries": 0}
         guards = ["davsp@lab-llava", "guardalign@lab-llava"]
-        params["served"] = {"my-api": {"endpoint": endpoint, "defenses": guards}}
+        told = {"endpoint": endpoint, "defenses": guards, "unanswered": 0.1}
+        params["served"] = {"my-api": told}
         (root / "params.yaml").write_text(yaml.safe_dump(params))
         run(root, evaluate_served, "my-api")
     for name, same in (("none", "none"), ("davsp@lab-llava", "davsp")):
         here = lines(root / f"artifacts/lab-llava/{same}/evaluation/responses.jsonl")
         there = lines(root / f"artifacts/my-api/{name}/evaluation/responses.jsonl")
         own = {record["sample_id"]: record["response"] for record in here}
-        assert {one["sample_id"]: one["response"] for one in there}.items() <= own.items()
+        served = {one["sample_id"]: one["response"] for one in there}
+        assert served.pop(lost.sample_id) == ""
+        assert served.items() <= own.items()
         assert len(there) == 18  # of the 22, without those that were attacked on lab-llava
     run(root, compare)
     for name in ("metrics", "channels"):
@@ -908,6 +916,13 @@ def test_a_served_model_stands_beside_the_others_in_what_is_compared(done, tiny,
     assert section.count(f"tiny-of-others at {server.url[7:-3]}") == 3
     matrix = page[page.index('<section id="matrix"') : page.index('<section id="model-1"')]
     assert all(guard in matrix for guard in guards)
+    assert "3 requests to my-api have no answer" in page  # one under each defense
+    assert "A judge failed on" not in page
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(result_table(read_channels(root)))
+    shown = console.export_text()
+    assert "my-api" in shown
+    assert all(guard in shown for guard in guards)
 
 
 def wait_for_lines(root, count, process):
