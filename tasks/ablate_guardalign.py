@@ -26,7 +26,7 @@ from tasks.stage import (
     main,
     parts_folder,
     read_json,
-    test_files,
+    tested_files,
     writing,
 )
 
@@ -44,7 +44,7 @@ def run(params: Params, model_name: str) -> Path:
     guard = load(bundle, model, processor)
     guard = guard.with_transport(Remembering.of(guard.transport))  # all parts see the same pictures
     bank = read_json(clip_folder(told.clip, "bundle") / "card.json")["parameters"]
-    files = test_files(model_name, told.parts_on)
+    files = tested_files(model_name, told.parts_on)
     samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
     parts = parts_of(guard, bank["as_printed"]) if params.explains(model_name) else {}
     found = measure_parts(params, model_name, (model, processor), samples, parts)

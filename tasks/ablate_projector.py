@@ -6,8 +6,9 @@ out  artifacts/MODEL/tga/parts/   responses.jsonl, metrics.json, trainings.json 
      measured), card.json
 
 The rows are the variants of ``tga`` in params.yaml that the profile names, each trained as TGA is
-in all that the variant does not say.  One that is trained with a retrieved text in its prompts is
-asked without one and, under NAME_retrieved, with one: the paper does not say which is meant.
+in all that the variant does not say, and deployed at the share of its change that the rule chose.
+One that is trained with a retrieved text in its prompts is asked without one and, under
+NAME_retrieved, with one: the paper does not say which is meant.
 """
 
 import shutil
@@ -24,11 +25,11 @@ from tasks.stage import (
     main,
     parts_folder,
     read_json,
-    test_files,
+    tested_files,
     write_json,
     writing,
 )
-from tasks.train_projector import student_of, told_of, train_on
+from tasks.train_projector import mixed_on, student_of, told_of, train_on
 
 
 def run(params: Params, model_name: str) -> Path:
@@ -53,12 +54,18 @@ def run(params: Params, model_name: str) -> Path:
             trained = train_on(
                 params, student, told, scratch / f"{name}.safetensors", bar.update, found
             )
-            trainings[name] = {**told_of(trained), "alignment": asdict(told)}
-            parts[name] = trained.projector
+            projector, mixed = mixed_on(params, student, trained.projector)
+            trainings[name] = {
+                **told_of(trained),
+                "alpha": projector.about["alpha"],
+                "alignment": asdict(told),
+                "mixed": mixed.document(),
+            }
+            parts[name] = projector
             if told.retrieved is not None:
                 place = Retrieved(told.retrieved)
-                parts[f"{name}_retrieved"] = trained.projector.with_retrieved(place, retriever)
-    files = test_files(model_name, params.tga.parts_on)
+                parts[f"{name}_retrieved"] = projector.with_retrieved(place, retriever)
+    files = tested_files(model_name, params.tga.parts_on)
     samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
     loaded = student.model, student.processor
     measured = measure_parts(params, model_name, loaded, samples, parts)

@@ -19,7 +19,7 @@ from tasks.stage import (
     main,
     parts_folder,
     read_json,
-    test_files,
+    tested_files,
     writing,
 )
 
@@ -36,7 +36,7 @@ def run(params: Params, model_name: str) -> Path:
     model, processor = load_model(params, model_name)
     bundles = {name: bundle_folder(model_name, name) for name in (DAVSP, GUARDALIGN, CMRM)}
     loaded = {name: load(folder, model, processor) for name, folder in bundles.items()}
-    files = test_files(model_name, params.davsp.parts_on)
+    files = tested_files(model_name, params.davsp.parts_on)
     samples = [sample for file in files for sample in read_suite(file)[: params.budget.parts]]
     parts = {}
     if params.explains(model_name):

@@ -14,7 +14,7 @@ from typing import Any
 
 from hauberk import UNDEFENDED
 from tasks.attack import wanted_answers
-from tasks.judging import judged
+from tasks.judging import check_keys, judged
 from tasks.params import DAVSP, Params
 from tasks.stage import ARTIFACTS, bundle_folder, load_model, main, suite_file, write_json, writing
 
@@ -31,6 +31,7 @@ def run(params: Params, model_name: str) -> Path:
     from hauberk.evaluation.run import judge_response
     from hauberk.requests import respond
 
+    check_keys(params)
     model, processor = load_model(params, model_name)
     prompt = load(bundle_folder(model_name, DAVSP), model, processor)
     samples = read_suite(suite_file(model_name, "test", params.attack.suite))

@@ -29,7 +29,7 @@ from tasks.stage import (
     parts_folder,
     read_json,
     suite_file,
-    test_files,
+    tested_files,
     transfer_folder,
     write_json,
     writing,
@@ -219,7 +219,7 @@ def _test_columns(params: Params, *names: str) -> Iterator[dict[str, Any]]:
     """Columns of the Parquet files of the test suites, sample by sample."""
     import pyarrow.parquet as pq
 
-    files = {file for model in params.models for file in test_files(model, params.suites)}
+    files = {file for model in params.models for file in tested_files(model, params.suites)}
     for file in sorted(files):
         yield from pq.read_table(file, columns=["sample_id", *names]).to_pylist()
 

@@ -33,7 +33,7 @@ from tasks.stage import (
     read_json,
     release,
     spread,
-    test_files,
+    tested_files,
     write_json,
     writing,
 )
@@ -67,7 +67,7 @@ def run(params: Params, model_name: str, defense_name: str) -> Path:
     model, processor, defense = loaded()
     identity = _sha256((bundle / "card.json").read_bytes()) if bundle else UNDEFENDED
     binding = binding_of(model, processor)
-    files = test_files(model_name, params.suites)
+    files = tested_files(model_name, params.suites)
     samples = [sample for file in files for sample in read_suite(file)]
     key = journal_key(params, model_name, asdict(binding), identity)
     scratch = SCRATCH / f"evaluate@{model_name}@{defense_name}"

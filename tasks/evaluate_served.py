@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from hauberk import UNDEFENDED
 from hauberk.errors import BadEndpoint, BadParams, UnsupportedRequest
 from tasks.evaluate import write_evaluation
-from tasks.judging import judged
+from tasks.judging import check_keys, judged
 from tasks.params import DAVSP, Params, ServedParams
 from tasks.stage import ARTIFACTS, DATA, FRAMES, GUARDS, SCRATCH, main, read_json, release, spread
 
@@ -47,6 +47,7 @@ def run(params: Params, name: str) -> Path:
     if (told := params.served.get(name)) is None:
         known = ", ".join(params.served) or "none"
         raise BadParams(f"served.{name}: unknown served model; known are {known}.")
+    check_keys(params)
     guards = {UNDEFENDED: None} | {each: _guard(name, each) for each in told.defenses}
     drawn = [suite for suite in params.suites if suite not in ATTACKED]
     samples = [one for suite in drawn for one in read_suite(DATA / "test" / f"{suite}.parquet")]

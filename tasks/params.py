@@ -55,7 +55,7 @@ def is_part(defense: str) -> bool:
     return defense in (*PARTS, *PROMPT_PARTS) or defense.startswith(beside)
 
 
-GUARDS, LABELS = PurePosixPath("judges/guards"), PurePosixPath("judges/labels")
+GUARD_MODELS, LABELS = PurePosixPath("judges/guards"), PurePosixPath("judges/labels")
 """Where guard models and sheets of labels lie, so that a stage follows what its judges read."""
 
 
@@ -505,6 +505,13 @@ class ProjectorParams:
     validate_on: Annotated[list[str], Field(min_length=1)]
     """Suites of the calibration split, by which the best weights are chosen."""
     parts_on: Annotated[list[str], Field(min_length=1)]
+    alphas: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1)] = field(
+        default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    )
+    """Shares of the trained change, of which one is chosen on the calibration split."""
+    bounded: list[str] | None = None
+    """Benign suites of ``validate_on`` whose accuracy and over-refusal bound that choice; null for
+    all of them."""
     alignment: AlignmentParams = field(default_factory=AlignmentParams)
     training: ProjectorTrainingParams = field(default_factory=ProjectorTrainingParams)
     variants: dict[str, AlignmentParams] = field(default_factory=dict)
@@ -1261,6 +1268,11 @@ def _bad_tga(params: Params, suites: _Drawn, root: Path) -> Iterator[str]:
     yield from _bad_calibration("tga.validate_on", told.validate_on, {**drawn, **made})
     yield from _unknown("tga.parts_on", told.parts_on, params.suites)
     yield from _repeated("tga.parts_on", told.parts_on)
+    yield from _repeated("tga.alphas", told.alphas)
+    for name in told.bounded or []:
+        kind = {**drawn, **made}.get(name)
+        if name not in told.validate_on or (kind and kind.expected != "answer"):
+            yield f"tga.bounded: {name!r} is no benign suite of tga.validate_on; name one, or null"
     for key, names in (
         ("tga.aligned", told.aligned),
         ("tga.answered", told.answered),
@@ -1399,11 +1411,11 @@ def _bad_judges(params: Params, known: Kinds, root: Path) -> Iterator[str]:
             continue
         path = spec["path"]
         if (root / path).exists() or not spec.get("revision"):
-            if not _lies_in(GUARDS, path):
+            if not _lies_in(GUARD_MODELS, path):
                 yield (
                     f"judges.{place}.path: {path!r} is wrong: the stages follow the files of a "
-                    f"guard in {str(GUARDS)!r} only; put the guard model into a folder there, or "
-                    "give the `revision` of a repository of that name"
+                    f"guard in {str(GUARD_MODELS)!r} only; put the guard model into a folder "
+                    "there, or give the `revision` of a repository of that name"
                 )
             elif not (root / path / "config.json").is_file():
                 yield (

@@ -152,7 +152,7 @@ def suites_of(model: str, suites: Sequence[str]) -> list[str]:
     ]
 
 
-def test_files(model: str, suites: Sequence[str]) -> list[Path]:
+def tested_files(model: str, suites: Sequence[str]) -> list[Path]:
     """Where the samples lie that a model is measured on, of those of ``suites`` that it has."""
     return [suite_file(model, "test", suite) for suite in suites_of(model, suites)]
 

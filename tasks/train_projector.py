@@ -2,7 +2,8 @@
 
 in   artifacts/data/train/*, artifacts/data/calibration/*, artifacts/MODEL/tga/layers, the model
 out  artifacts/MODEL/tga/bundle/   projector.safetensors, training.json (losses by step, what
-     validation said, how near pictures lie to their captions before and after), card.json
+     validation said, how near pictures lie to their captions before and after), sweep.json (every
+     share of the change that was tried, the rule), card.json
 
 No answer that is trained on is a refusal: answers are the model's own to harmless requests, and
 requests whose pictures are told in words are held against what the model itself says
@@ -53,19 +54,22 @@ def run(params: Params, model_name: str) -> Path:
         trained = train_on(
             params, student, params.tga.alignment, scratch / "state.safetensors", b.update
         )
+    projector, mixed = mixed_on(params, student, trained.projector)
     document = {
         **told_of(trained),
-        "cosines": cosines(student, trained.projector),
+        "alpha": projector.about["alpha"],
+        "cosines": cosines(student, projector),
         "alignment": asdict(params.tga.alignment),
         "training": asdict(params.tga.training),
     }
-    folder = trained.projector.save(
+    folder = projector.save(
         bundle_folder(model_name, TGA),
         binding_of(student.model, student.processor),
         data=[{"id": name, "sha256": file_hash(file)} for name, file in student.files.items()],
-        measurements={"calibration_merit": trained.validated[trained.step]},
+        measurements={"calibration_merit": mixed.tried[mixed.chosen][1].merit},
         extra_files={
-            "training.json": json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n"
+            name: json.dumps(told, indent=1, sort_keys=True, allow_nan=False) + "\n"
+            for name, told in (("training.json", document), ("sweep.json", mixed.document()))
         },
     )
     shutil.rmtree(scratch, ignore_errors=True)
@@ -171,7 +175,6 @@ def train_on(
     from hauberk.defenses.projector_step import ProjectorLoss
     from hauberk.defenses.projector_training import ProjectorTraining, train_projector
     from hauberk.errors import BadParams, UnsupportedRequest
-    from hauberk.evaluation.selection import measure
 
     told, steps = params.tga.training, params.budget.projector.steps
     fields = asdict(alignment)
@@ -196,31 +199,60 @@ def train_on(
         seed=params.seed,
     )
 
-    judge = judge_at(params, "first")
-
-    def validate(projector: Any) -> float:
-        return float(
-            measure(
-                student.model,
-                student.processor,
-                student.validated,
-                projector,
-                judge,
-                batch_size=params.evaluate.batch_size,
-                max_new_tokens=params.evaluate.max_new_tokens,
-            ).merit
-        )
+    measured = _measuring(params, student)
 
     return train_projector(
         loss,
         prepared,
         Part(told.mode, last=told.last, rank=told.rank, alpha=2.0 * told.rank),
         training,
-        validate,
+        lambda projector: float(measured(projector).merit),
         checkpoint=checkpoint,
         also=_depends_on(params, student),
         progress=progress,
     )
+
+
+def mixed_on(params: Params, student: Student, projector: Any) -> tuple[Any, Any]:
+    """Choose how much of a trained change is made; return it, and the sweep that chose it."""
+    from tqdm import tqdm
+
+    from hauberk.evaluation.selection import MixedSetting, sweep
+
+    def mixed(setting: Any) -> Any:
+        return projector.mixed(student.model, setting.alpha)
+
+    measured = _measuring(params, student)
+    settings = [MixedSetting(alpha) for alpha in params.tga.alphas]
+    with tqdm(total=len(settings), desc=f"{student.name}: shares of a change") as bar:
+
+        def tried(setting: Any) -> Any:
+            rates = measured(mixed(setting))
+            bar.update()
+            return rates
+
+        found = sweep(settings, measured(None), tried, params.tga.bounded)
+    return mixed(found.tried[found.chosen][0]), found
+
+
+def _measuring(params: Params, student: Student) -> Callable[[Any], Any]:
+    """Tell what the model does on the calibration split with some weights; None for its own."""
+    from hauberk.evaluation.selection import measure
+
+    judge, told = judge_at(params, "first"), params.evaluate
+
+    def measured(projector: Any) -> Any:
+        return measure(
+            student.model,
+            student.processor,
+            student.validated,
+            projector,
+            judge,
+            batch_size=told.batch_size,
+            max_new_tokens=told.max_new_tokens,
+        )
+
+    return measured
 
 
 def with_texts(lessons: Sequence[Any], found: Sequence[str] | None) -> list[Any]:

@@ -279,6 +279,17 @@ def test_what_needs_the_model_is_refused_before_anything_is_asked(root, tiny):
     assert not (root / "artifacts/my-api").exists()
 
 
+def test_a_judge_without_its_key_is_named_before_anything_is_asked(root):
+    with serving(lambda body, count: "never") as server:
+        judge = {"kind": "endpoint", "url": server.url, "model": "j", "api_key_env": "NO_SUCH_KEY"}
+        told = yaml.safe_load((root / "params.yaml").read_text())["judges"] | {"second": judge}
+        serve_from(root, server, other={"judges": told})
+        with pytest.raises(BadEndpoint, match="NO_SUCH_KEY"):
+            run(root, evaluate_served, "my-api")
+        assert server.seen == []
+    assert not (root / "artifacts/my-api").exists()
+
+
 def test_a_key_that_is_not_accepted_ends_the_stage_with_the_cure(root):
     with serving(lambda body, count: failure(401, f"wrong: {KEY}")) as server:
         serve_from(root, server)

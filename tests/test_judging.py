@@ -16,7 +16,7 @@ from hauberk.evaluation.run import judge_response
 from hauberk.evaluation.selection import rates_of
 from hauberk.requests import Response
 from tasks.judging import REPLIES, answers_it, judge_at, judged, outcomes
-from tasks.params import GUARDS, LABELS, Judges, load_params
+from tasks.params import GUARD_MODELS, LABELS, Judges, load_params
 from tests.serving import failure, last_text, serving
 from tests.test_judges import BENIGN, HARMFUL, REFUSALS
 from tests.test_served_judge import graded, said, spec_of
@@ -138,7 +138,7 @@ def test_a_served_judge_is_asked_once_whatever_happens_after(params, tmp_path, m
 def test_stages_follow_what_their_judges_read_and_the_report_alone_the_labels():
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     judging = {name for name, told in stages.items() if "judges.first" in told.get("params", [])}
-    assert {name for name, told in stages.items() if str(GUARDS) in told["deps"]} == judging
+    assert {name for name, told in stages.items() if str(GUARD_MODELS) in told["deps"]} == judging
     assert {name for name, told in stages.items() if str(LABELS) in told["deps"]} == {"compare"}
     whole = {name for name, told in stages.items() if "judges" in told.get("params", [])}
     assert whole == {"compare"}  # or a first sheet would make every evaluation stale
@@ -149,7 +149,7 @@ def test_stages_follow_what_their_judges_read_and_the_report_alone_the_labels():
     }
     asking -= {"parts"}
     assert {stages[name]["cmd"].split()[2].removeprefix("tasks.") for name in judging} == asking
-    assert all((ROOT / home).is_dir() for home in (GUARDS, LABELS))
+    assert all((ROOT / home).is_dir() for home in (GUARD_MODELS, LABELS))
 
 
 def test_a_guard_that_is_not_there_ends_the_stage_with_one_message(params):

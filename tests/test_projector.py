@@ -180,6 +180,50 @@ def test_a_changed_bundle_is_not_read(tiny, tmp_path, what):
         load(folder, tiny.model, tiny.processor)
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+def test_mixed_weights_lie_between_the_models_own_and_the_trained_ones(any_tiny, part, alpha):
+    projector = changed(any_tiny.model, part)
+    own = weights(any_tiny.model)
+    mixed = projector.mixed(any_tiny.model, alpha)
+    assert same(weights(any_tiny.model), own)
+    assert mixed.about == {"layers": [1], "alpha": alpha}
+    far, near = projector.weights(any_tiny.model), mixed.weights(any_tiny.model)
+    assert far.keys() == near.keys()
+    for name, value in near.items():
+        between = torch.lerp(own[name].double(), far[name].double(), alpha)
+        torch.testing.assert_close(value.double(), between, atol=1e-6, rtol=1e-5)
+    if alpha in (0, 1):  # to the last bit
+        assert same(near, far if alpha else {name: own[name] for name in near})
+
+
+def test_mixing_twice_is_mixing_by_the_product(tiny):
+    projector = changed(tiny.model, PARTS[1])
+    twice, once = projector.mixed(tiny.model, 0.5).mixed(tiny.model, 0.5), 0.25
+    torch.testing.assert_close(twice.weights(tiny.model), projector.mixed(tiny.model, once).weights(
+        tiny.model))  # fmt: skip
+    assert twice.about["alpha"] == once
+
+
+def test_a_mixed_bundle_is_a_bundle_like_any_other(tiny, part, tmp_path):
+    mixed = changed(tiny.model, part).mixed(tiny.model, 0.5)
+    folder = mixed.save(tmp_path / "b", binding_of(tiny.model, tiny.processor), data=[])
+    assert json.loads((folder / CARD).read_text())["parameters"]["training"]["alpha"] == 0.5
+    loaded = load(folder, tiny.model, tiny.processor)
+    assert same(loaded.weights(tiny.model), mixed.weights(tiny.model))
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
+def test_a_share_outside_zero_to_one_is_refused(tiny, alpha):
+    with pytest.raises(ValueError, match="from 0 to 1 is right"):
+        changed(tiny.model, PARTS[0]).mixed(tiny.model, alpha)
+
+
+def test_nothing_is_mixed_inside_of_a_block(tiny):
+    projector = changed(tiny.model, PARTS[0])
+    with projector.applied(tiny.model), pytest.raises(UnsupportedRequest, match="already"):
+        projector.mixed(tiny.model, 0.5)
+
+
 def test_weights_of_another_shape_are_refused(tiny):
     name = next(iter(PARTS[0].whole(tiny.model)))
     with pytest.raises(WrongModel, match=r"\(3, 3\)"):

@@ -12,6 +12,7 @@ from hauberk.evaluation.run import Record
 from hauberk.evaluation.selection import (
     RULE,
     Attacked,
+    MixedSetting,
     Rates,
     Served,
     broken_on,
@@ -140,6 +141,27 @@ def test_the_document_marks_one_row_and_says_whether_it_kept_the_bounds(tried, u
         assert {name: suite["n"] for name, suite in row["suites"].items()} == SIZE
     assert document["split"] == "calibration"
     assert document["rule"] == RULE
+
+
+def test_bounds_may_be_set_on_some_suites_and_all_weigh():
+    base = made()
+    lost = made(accuracy=(0.8, 0.9), unsafe=(0.0, 0.0))
+    kept = made(accuracy=(0.9, 0.9), unsafe=(0.4, 0.4))
+    tried = {MixedSetting(1.0): lost, MixedSetting(0.5): kept}
+    for bounded, chosen in ((None, 0.5), (["benign_image"], 0.5), (["lookalike"], 1.0), ([], 1.0)):
+        document = sweep(list(tried), base, tried.__getitem__, bounded).document()
+        assert document["chosen"] == {"alpha": chosen}
+        assert document["bounded"] == bounded
+        assert document["within_bounds"]
+    broken = sweep([MixedSetting(1.0)], base, tried.__getitem__, ["benign_image"]).document()
+    assert not broken["within_bounds"]
+    assert broken["rows"][0]["broken_on"] == ["benign_image"]
+
+
+@given(st.permutations([0.5, 0.75, 1.0]))
+def test_of_equal_shares_of_a_change_the_smallest_is_chosen(alphas):
+    tried = [(MixedSetting(alpha), made()) for alpha in alphas]
+    assert tried[choose(tried, made())][0].alpha == 0.5
 
 
 def test_nothing_to_choose_from_is_refused():

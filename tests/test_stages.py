@@ -125,6 +125,8 @@ SMALL = {
         "aligned": ["text_image", "text_image_twin"],
         "answered": ["benign_image"],
         "validate_on": ["text_image", "benign_image"],
+        "alphas": [0.5, 1.0],
+        "bounded": ["benign_image"],
         "parts_on": ["text_image", "benign_image"],
         "training": {"batch": 2, "aligned": 2, "validations": 2, "rank": 2},
         "variants": {"tga_plain": {"pair": 0.0, "retrieved": "before"}},

@@ -35,7 +35,7 @@ class Effects:
     harms: list[Cell]
     """More unsafe answers."""
     costs: list[Cell]
-    """Fewer exact answers, or more refusals of harmless requests."""
+    """Fewer right answers, or more refusals of harmless requests."""
     kept: list[Cell]
     """What is shown to cost less than its margin."""
     open: list[Cell]

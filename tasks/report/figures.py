@@ -11,11 +11,12 @@ from tasks.report.sweeps import (
     KIND,
     PREFIX,
     SETTING,
+    alpha_sweeps,
     bounds_of,
     by_suite,
     every_shift,
     is_prefix,
-    shift_sweeps,
+    is_shift,
 )
 from tasks.report.theme import drawing, svg
 from tasks.report.words import amount, interval
@@ -106,13 +107,17 @@ def rates(row: Row) -> str:
 
 
 def _alphas(comparison: Comparison, model: str) -> Iterator[tuple[Any, ...]]:
-    for defense, sweep in shift_sweeps(comparison, model).items():
+    for defense, sweep in alpha_sweeps(comparison, model).items():
         split = sweep.get("split", "calibration")
         chosen = [measured_setting(row) for row in sweep["rows"] if row.get("chosen")]
+        lines = (
+            "A thick line is the setting of its kind that holds the chosen point, or else the best "
+            "one; thin lines are the others; α 0 is undefended."
+            if any(map(is_shift, sweep["rows"]))
+            else "α is the share of the trained change that is made; α 0 is undefended."
+        )
         caption = (
-            f"Measured on the {split} split, never on test. A thick line is the setting of its "
-            "kind that holds the chosen point, or else the best one; thin lines are the others; "
-            "α 0 is undefended. Bands: 95 % Wilson intervals. "
+            f"Measured on the {split} split, never on test. {lines} Bands: 95 % Wilson intervals. "
             f"Rule: {sweep.get('rule', 'not stated')}"
         )
         alt = (
@@ -132,7 +137,7 @@ def _overall(comparison: Comparison, model: str) -> Iterator[tuple[str, str, str
         "The whole trade-off",
         "Every shift that was tried: α, compose, layers, level. The ring is what was chosen, the "
         "cross is undefended. The numbers of samples and the intervals are in the table below.",
-        f"Two scatter plots of {len(settings)} shifts on {model}: unsafe answers against exact "
+        f"Two scatter plots of {len(settings)} shifts on {model}: unsafe answers against right "
         "answers to benign questions, and against over-refusal. "
         "Every number is in the table below.",
         trade_off,

@@ -118,7 +118,7 @@ def _figures(model: str, document: Row) -> Sequence[Figure]:
         "rates": (
             "How the undefended model answers",
             "Shares of the undefended model's answers on the test split, with 95 % Wilson "
-            "intervals. A model that refused everything would have no unsafe answers and no exact "
+            "intervals. A model that refused everything would have no unsafe answers and no right "
             "ones.",
             f"A dot with its interval for each rate of {model}: {_rates(document)}.",
         ),

@@ -23,7 +23,7 @@ RATES = {
     ("text", "unsafe_rate"): ("unsafe answers on text", 4),
     ("text_blank", "unsafe_rate"): ("unsafe answers on text_blank", 4),
     ("text_image", "unsafe_rate"): ("unsafe answers on text_image", 4),
-    ("benign_image", "accuracy"): ("exact answers on benign_image", 0),
+    ("benign_image", "accuracy"): ("right answers on benign_image", 0),
     ("lookalike", "over_refusal"): ("over-refusal on lookalike", 1),
     ("benign_image", "over_refusal"): ("over-refusal on benign_image", 1),
 }

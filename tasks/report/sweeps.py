@@ -72,12 +72,26 @@ def is_prefix(row: Row) -> bool:
     return "gamma" in row
 
 
-def shift_sweeps(comparison: Comparison, model: str) -> dict[str, Row]:
+def is_shift(row: Row) -> bool:
+    """Whether a setting is that of a shift, which has more than an alpha."""
+    return "compose" in row
+
+
+def alpha_sweeps(comparison: Comparison, model: str) -> dict[str, Row]:
     """Return the sweeps of a model that have an alpha: defense -> sweep.json."""
     return {
         defense: sweep
         for (owner, defense), sweep in comparison.sweeps.items()
         if owner == model and not any(map(is_prefix, sweep["rows"]))
+    }
+
+
+def shift_sweeps(comparison: Comparison, model: str) -> dict[str, Row]:
+    """Return those of shifts."""
+    return {
+        defense: sweep
+        for defense, sweep in alpha_sweeps(comparison, model).items()
+        if any(map(is_shift, sweep["rows"]))
     }
 
 

@@ -16,7 +16,7 @@ from tasks.report.verdict import Verdict, elsewhere, judge
 
 COLUMNS = {
     "unsafe_rate": "Unsafe answers",
-    "accuracy": "Exact answers",
+    "accuracy": "Right answers",
     "over_refusal": "Over-refusal",
     "refusal_rate": "Refused",
     "evasion_rate": "Beside the point",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hauberk import UNDEFENDED
 from tasks.params import TGA, TRAINED_BESIDE
-from tasks.report.comparison import Cell, Comparison, Row
+from tasks.report.comparison import Cell, Comparison, Row, number
 from tasks.report.figures import Figure, file_name
 from tasks.report.tga_plots import plot_cosines, plot_training
 from tasks.report.words import listed
@@ -123,7 +123,14 @@ def _kept(found: Row) -> str:
     if 0 not in merits:
         return f"{said}."
     before, after = merits[0], merits[found["step"]]
-    return f"{said}: their merit on the calibration split is {after:.2f}, {before:.2f} untrained."
+    said += f": their merit on the calibration split is {after:.2f}, {before:.2f} untrained."
+    return f"{said} {_share(found)} of their change is made." if _share(found) else said
+
+
+def _share(found: Row) -> str:
+    """How much of the change is made, in percent; nothing where that is all of it, or not told."""
+    alpha = number(found.get("alpha"))
+    return "" if alpha is None or alpha == 1 else f"{100 * alpha:.0f} %"
 
 
 def _merits(found: Row) -> Mapping[int, float]:
@@ -257,7 +264,8 @@ def _told(found: Row) -> str:
         POSITIONS.get(told.get("position", ""), ""),
     )
     loss = " ".join(filter(None, words))
-    parts = (beside, "loss off") if _off(told) else (loss, beside)
+    share = f"{_share(found)} of the change" if _share(found) else ""
+    parts = (beside, "loss off", share) if _off(told) else (loss, beside, share)
     kept = "" if found["step"] else "no weights were better than the model's own"
     return "; ".join(filter(None, (", ".join(filter(None, parts)), kept)))
 

@@ -251,7 +251,7 @@ def _no_gap(case: _Case, defense: str) -> str:
 def _prices(case: _Case) -> str:
     (right_before, right), (refused_before, refused) = case.utility, case.over_refusal
     return (
-        f"Exact answers on {right.suite} go from {full(right_before)} to {full(right)}, "
+        f"Right answers on {right.suite} go from {full(right_before)} to {full(right)}, "
         f"over-refusal on {refused.suite} from {full(refused_before)} to {full(refused)}."
     )
 

@@ -78,7 +78,7 @@ def test_the_verdict_stands_there_with_every_rate_its_interval_its_n_and_what_it
     assert sentence == [
         "unsafe answers on text 11.0 % (1.0 to 21.0, n 40)",
         "unsafe answers on text_image 61.0 % (51.0 to 71.0, n 40)",
-        "exact answers on benign_image 87.0 % (77.0 to 97.0, n 40)",
+        "right answers on benign_image 87.0 % (77.0 to 97.0, n 40)",
         "over-refusal on lookalike 13.0 % (3.0 to 23.0, n 40)",
     ]
 

@@ -201,7 +201,7 @@ def test_an_unsafe_rate_never_stands_without_utility_over_refusal_n_and_interval
             assert kinds == ["harm"] * 5 + ["use", "cost", "cost"]
     for rows in page.every("paired"):
         last = [row[1].text.strip() for row in rows[-3:]]
-        assert last == ["Exact answers", "Over-refusal", "Over-refusal"]
+        assert last == ["Right answers", "Over-refusal", "Over-refusal"]
 
 
 def test_what_was_not_measured_is_no_zero(results, tmp_path):

@@ -105,6 +105,19 @@ def test_what_was_kept_is_said_or_that_nothing_was_better(found):
     )
 
 
+def test_how_much_of_the_change_is_made_is_said_where_it_is_not_all():
+    of = {"lab-llava": training() | {"alpha": 0.7}, "lab-qwen": training() | {"alpha": 1.0}}
+    of["lab-llava"]["variants"][BOTH]["alpha"] = 0.5
+    page = tga.aligned(Comparison(metrics=[
+        measured(0, model, defense, *COLUMNS[0]) for model in of for defense in (TGA, BOTH)
+    ], projectors=of))  # fmt: skip
+    part, whole = page.values()
+    assert "0.10 untrained. 70 % of their change is made." in part.said
+    assert "change is made" not in whole.said
+    assert [row.what[-18:] for row in part.rows] == ["70 % of the change", "50 % of the change"]
+    assert not any("change" in row.what for row in whole.rows)
+
+
 def test_every_training_stands_in_its_row_with_value_interval_and_n(found, read):
     by_value = {str(each["value"]): each for each in found.metrics}
     for model, table in zip(MODELS, read.every("trained"), strict=True):

@@ -206,6 +206,43 @@ class Projector:
         return other
 
     @torch.no_grad()
+    def mixed(self, model: PreTrainedModel, alpha: float) -> "Projector":
+        """Weights between a model's own and these: W + alpha (W' - W).
+
+        What a training gains and what it costs grow differently along this line, so that a share of
+        the change often keeps most of the gain at a fraction of the cost (Wortsman et al., CVPR
+        2022, arXiv:2109.01903).  Of low-rank changes one factor is scaled, which is the same.
+
+        Raises
+        ------
+        ValueError
+            If ``alpha`` is not between 0 and 1.
+        UnsupportedRequest
+            If weights of this model are replaced already.
+        WrongModel
+            As :meth:`applied` does.
+        """
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha: {alpha} is wrong, from 0 to 1 is right.")
+        parameters, _ = self._fitted(model)
+
+        def between(name: str, value: Tensor) -> Tensor:
+            if name.endswith(FACTOR_A):
+                return value
+            if name.endswith(FACTOR_B):
+                return alpha * value
+            own = parameters[name].detach().to("cpu", value.dtype)
+            return own.lerp(value, alpha)
+
+        tensors = {name: between(name, value) for name, value in self.tensors.items()}
+        about = self.about | {"alpha": alpha * self.about.get("alpha", 1.0)}
+        other = Projector(
+            tensors, self.part, about, retrieved=self.retrieved, retriever=self.retriever
+        )
+        other._bound = self._bound
+        return other
+
+    @torch.no_grad()
     def weights(self, model: PreTrainedModel) -> dict[str, Tensor]:
         """What the weights of a model become, by name, in its precision and on its device.
 
