@@ -23,7 +23,7 @@ def check(root: Path) -> dict[str, Any]:
     FlowError
         Naming each key that a stage follows and that is left out.
     """
-    from tasks.params import load_params
+    from tasks.params_file import load_params
 
     load_params(root / "params.yaml")
     content = read(root)
@@ -48,7 +48,7 @@ def adopt(root: Path, file: Path) -> Path | None:
     hauberk.errors.BadParams
         Naming each wrong key, or the files that it names and that are not there.
     """
-    from tasks.params import load_params
+    from tasks.params_file import load_params
 
     if not file.is_file():
         raise FlowError(f"{file} does not exist; give a whole file such as params.yaml.")

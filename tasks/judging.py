@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from tasks.params import Params, no_grader
+from tasks.params import Params
+from tasks.params_checks import no_grader
 from tasks.stage import SCRATCH, release
 
 if TYPE_CHECKING:

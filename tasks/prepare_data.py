@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hauberk.errors import BadData, HauberkError
-from tasks.params import DatasetParams, Params, check_kinds
+from tasks.params import DatasetParams, Params
+from tasks.params_file import check_kinds
 from tasks.stage import DATA, main, writing
 from tasks.suites import Kind, Wanted, wanted
 

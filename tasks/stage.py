@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hauberk.allocator import keep_freed_memory
 from hauberk.errors import BadParams, CannotLoad, HauberkError, reason_of
-from tasks.params import DAVSP, GUARDALIGN, TGA, Params, load_params
+from tasks.params import DAVSP, GUARDALIGN, TGA, Params
+from tasks.params_file import load_params
 from tasks.warm import die_with_parent
 
 if TYPE_CHECKING:

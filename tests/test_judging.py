@@ -16,7 +16,8 @@ from hauberk.evaluation.run import judge_response
 from hauberk.evaluation.selection import rates_of
 from hauberk.requests import Response
 from tasks.judging import REPLIES, answers_it, judge_at, judged, outcomes
-from tasks.params import GUARD_MODELS, LABELS, Judges, load_params
+from tasks.params import GUARD_MODELS, LABELS, Judges
+from tasks.params_file import load_params
 from tests.serving import failure, last_text, serving
 from tests.test_judges import BENIGN, HARMFUL, REFUSALS
 from tests.test_served_judge import graded, said, spec_of

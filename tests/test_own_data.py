@@ -30,7 +30,7 @@ from tasks import (
     train_safety_prompt,
 )
 from tasks.locate_safety_layers import _apart
-from tasks.params import load_params
+from tasks.params_file import load_params
 from tasks.stage import load_model
 from tasks.suites import wanted
 from tests.data.layouts import _parquet as write_parquet

@@ -12,7 +12,9 @@ import yaml
 
 from hauberk.data.lab import SUITES, build_suite
 from hauberk.errors import BadParams
-from tasks.params import METRICS, DatasetParams, check_kinds, load_params
+from tasks.params import DatasetParams
+from tasks.params_checks import METRICS
+from tasks.params_file import check_kinds, load_params
 from tasks.suites import Kind
 
 ROOT = Path(__file__).resolve().parents[1]

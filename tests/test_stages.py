@@ -56,7 +56,8 @@ from tasks import (
     train_safety_prompt,
     transfer_safety_prompt,
 )
-from tasks.params import PARTS, PROMPT_PARTS, load_params
+from tasks.params import PARTS, PROMPT_PARTS
+from tasks.params_file import load_params
 from tasks.stage import load_clip, load_model, spread, writing
 from tests.serving import failure, last_text, serving
 from tests.test_served_judge import said, spec_of

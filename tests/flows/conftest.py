@@ -216,7 +216,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "stage.py").write_text(STAGE)
     (root / "tasks").mkdir()
     (root / "tasks" / "__init__.py").touch()
-    (root / "tasks" / "params.py").write_text(TASKS)
+    (root / "tasks" / "params_file.py").write_text(TASKS)
     Toy(root).dvc("init", "--no-scm", "-q")
     config = (ROOT / ".dvc" / "config").read_text()
     (root / ".dvc" / "config").write_text(config.replace("[core]", "[core]\n    no_scm = true"))

@@ -36,7 +36,7 @@ def test_the_command_line_imports_nothing_heavy():
 def test_checking_the_parameters_of_the_project_imports_no_torch():
     """Before every command, and in the process of the flow."""
     code = (
-        "import sys\nfrom tasks.params import load_params\n"
+        "import sys\nfrom tasks.params_file import load_params\n"
         "try:\n    load_params()\nexcept Exception as error:\n    print(error, file=sys.stderr)\n"
         "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
