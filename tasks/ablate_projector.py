@@ -6,7 +6,8 @@ out  artifacts/MODEL/tga/parts/   responses.jsonl, metrics.json, trainings.json 
      measured), card.json
 
 The rows are the variants of ``tga`` in params.yaml that the profile names, each trained as TGA is
-in all that the variant does not say, and deployed at the share of its change that the rule chose.
+in all that the variant does not say, and deployed at the share of its change that the rule chose;
+where the model's own weights were the best, the last ones show what the training did all the same.
 One that is trained with a retrieved text in its prompts is asked without one and, under
 NAME_retrieved, with one: the paper does not say which is meant.
 """
@@ -54,13 +55,12 @@ def run(params: Params, model_name: str) -> Path:
             trained = train_on(
                 params, student, told, scratch / f"{name}.safetensors", bar.update, found
             )
-            projector, mixed = mixed_on(params, student, trained.projector)
-            trainings[name] = {
-                **told_of(trained),
-                "alpha": projector.about["alpha"],
-                "alignment": asdict(told),
-                "mixed": mixed.document(),
-            }
+            trainings[name] = {**told_of(trained), "alignment": asdict(told)}
+            projector = trained.last
+            if trained.step:
+                projector, mixed = mixed_on(params, student, trained.projector)
+                share = {"alpha": projector.about["alpha"], "mixed": mixed.document()}
+                trainings[name] |= share
             parts[name] = projector
             if told.retrieved is not None:
                 place = Retrieved(told.retrieved)

@@ -190,6 +190,7 @@ def test_the_best_of_those_that_were_validated_is_kept(tiny):
     found = trained(tiny, validate=validate)
     assert (found.step, found.validated) == (4, {0: 0.1, 2: 0.5, 4: 0.9, 6: 0.2})
     assert same(found.projector.tensors, seen[2])
+    assert same(found.last.tensors, seen[-1])
 
 
 def test_what_is_validated_can_be_applied(tiny):

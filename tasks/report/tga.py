@@ -247,15 +247,16 @@ def _what(defense: str, found: Row) -> str:
     if defense == UNDEFENDED:
         return ""
     if defense == TGA:
-        return _told(found)
+        return _told(found, "no weights were better than the model's own")
     if defense in variants:
-        return _told(variants[defense])
+        return _told(variants[defense], "no weights were better than the model's own: its last")
     if defense.removesuffix(RETRIEVED) in variants:
         return "asked with a retrieved text in the prompt"
     return ""
 
 
-def _told(found: Row) -> str:
+def _told(found: Row, instead: str) -> str:
+    """Say how it was trained; ``instead`` of what, if no weights were better than the model's."""
     told = found.get("alignment", {})
     beside = "retrieved text in the prompt" if told.get("retrieved") else ""
     words = (
@@ -266,7 +267,7 @@ def _told(found: Row) -> str:
     loss = " ".join(filter(None, words))
     share = f"{_share(found)} of the change" if _share(found) else ""
     parts = (beside, "loss off", share) if _off(told) else (loss, beside, share)
-    kept = "" if found["step"] else "no weights were better than the model's own"
+    kept = "" if found["step"] else instead
     return "; ".join(filter(None, (", ".join(filter(None, parts)), kept)))
 
 

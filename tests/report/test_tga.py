@@ -118,6 +118,17 @@ def test_how_much_of_the_change_is_made_is_said_where_it_is_not_all():
     assert not any("change" in row.what for row in whole.rows)
 
 
+def test_a_variant_that_was_no_better_than_the_model_is_shown_as_it_was_trained():
+    found = training(step=0)
+    found["variants"]["tga_states"]["step"] = 0
+    shown = tga.aligned(Comparison(metrics=[
+        measured(0, "lab-llava", defense, *COLUMNS[0]) for defense in (TGA, "tga_states")
+    ], projectors={"lab-llava": found}))  # fmt: skip
+    ours, states = shown["lab-llava"].rows
+    assert ours.what.endswith("; no weights were better than the model's own")
+    assert states.what.endswith("; no weights were better than the model's own: its last")
+
+
 def test_every_training_stands_in_its_row_with_value_interval_and_n(found, read):
     by_value = {str(each["value"]): each for each in found.metrics}
     for model, table in zip(MODELS, read.every("trained"), strict=True):

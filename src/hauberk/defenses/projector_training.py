@@ -118,6 +118,8 @@ class TrainedProjector:
     """By step: what ``validate`` said; 0 is the start."""
     history: list[dict[str, float]]
     """One row a step: losses, cosines, and the norm of the gradient."""
+    last: Projector
+    """The weights after the last step, whether they are the best or not."""
 
 
 def train_projector(
@@ -192,8 +194,8 @@ def train_projector(
             key = _key(loss, lessons, part, setting, also, student.start)
             kept = Checkpoint(checkpoint, key, processes is None or processes.process_index == 0)
         state = train(student.start, move, judge, setting, kept, progress)
-    best = Projector(state.best, part, about)
-    return TrainedProjector(best, state.best_step, state.validated, state.history)
+    best, last = (Projector(weights, part, about) for weights in (state.best, state.trained))
+    return TrainedProjector(best, state.best_step, state.validated, state.history, last)
 
 
 def _check(
