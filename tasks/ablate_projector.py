@@ -9,7 +9,7 @@ The rows are the variants of ``tga`` in params.yaml that the profile names, each
 in all that the variant does not say, and deployed at the share of its change that the rule chose;
 where the model's own weights were the best, the last ones show what the training did all the same.
 One that is trained with a retrieved text in its prompts is asked without one and, under
-NAME_retrieved, with one: the paper does not say which is meant.
+NAME_retrieved, with one: the paper does not say which is meant.  The share is that of the former.
 """
 
 import shutil
@@ -30,7 +30,7 @@ from tasks.stage import (
     write_json,
     writing,
 )
-from tasks.train_projector import mixed_on, student_of, told_of, train_on
+from tasks.train_projector import measuring, mixed_on, student_of, told_of, train_on
 
 
 def run(params: Params, model_name: str) -> Path:
@@ -47,6 +47,7 @@ def run(params: Params, model_name: str) -> Path:
     scratch = SCRATCH / f"ablate_projector@{model_name}"
     parts: dict[str, Any] = {}
     trainings: dict[str, Any] = {}
+    own = None
     total = params.budget.projector.steps * len(named)
     with tqdm(total=total, desc=f"{model_name}: steps of projectors") as bar:
         for name in named:
@@ -58,9 +59,10 @@ def run(params: Params, model_name: str) -> Path:
             trainings[name] = {**told_of(trained), "alignment": asdict(told)}
             projector = trained.last
             if trained.step:
-                projector, mixed = mixed_on(params, student, trained.projector)
-                share = {"alpha": projector.about["alpha"], "mixed": mixed.document()}
-                trainings[name] |= share
+                own = own or measuring(params, student)(None)
+                projector, swept = mixed_on(params, student, trained.projector, own)
+                told_share = {"share": projector.about["share"], "sweep": swept.document()}
+                trainings[name] |= told_share
             parts[name] = projector
             if told.retrieved is not None:
                 place = Retrieved(told.retrieved)

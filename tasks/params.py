@@ -475,7 +475,7 @@ class ProjectorParams:
         default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
     )
     """Shares of the trained change, of which one is chosen on the calibration split."""
-    bounded: list[str] | None = None
+    bounded: Annotated[list[str], Field(min_length=1)] | None = None
     """Benign suites of ``validate_on`` whose accuracy and over-refusal bound that choice; null for
     all of them."""
     alignment: AlignmentParams = field(default_factory=AlignmentParams)

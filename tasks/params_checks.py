@@ -475,6 +475,7 @@ def _bad_tga(params: Params, suites: _Drawn, root: Path) -> Iterator[str]:
     yield from _unknown("tga.parts_on", told.parts_on, params.suites)
     yield from _repeated("tga.parts_on", told.parts_on)
     yield from _repeated("tga.alphas", told.alphas)
+    yield from _repeated("tga.bounded", told.bounded or [])
     for name in told.bounded or []:
         kind = {**drawn, **made}.get(name)
         if name not in told.validate_on or (kind and kind.expected != "answer"):

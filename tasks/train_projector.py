@@ -3,7 +3,8 @@
 in   artifacts/data/train/*, artifacts/data/calibration/*, artifacts/MODEL/tga/layers, the model
 out  artifacts/MODEL/tga/bundle/   projector.safetensors, training.json (losses by step, what
      validation said, how near pictures lie to their captions before and after), sweep.json (every
-     share of the change that was tried, the rule), card.json
+     share of the change that was tried, the rule; not where the model's own weights were the
+     best), card.json
 
 No answer that is trained on is a refusal: answers are the model's own to harmless requests, and
 requests whose pictures are told in words are held against what the model itself says
@@ -35,9 +36,9 @@ from tasks.stage import (
 _SHOWN = 100
 """Pictures over which the cosines by layer are averaged."""
 RULE = (
-    "Of the weights that were validated, those with the largest difference between the benign "
-    "suites' mean accuracy and the attack suites' mean unsafe rate, the earliest among equals; 0 "
-    "are the model's own.  Measured on the calibration split only."
+    "Of the weights that were validated, each with the whole of its change, those with the largest "
+    "difference between the benign suites' mean accuracy and the attack suites' mean unsafe rate, "
+    "the earliest among equals; 0 are the model's own.  Measured on the calibration split only."
 )
 
 
@@ -54,10 +55,16 @@ def run(params: Params, model_name: str) -> Path:
         trained = train_on(
             params, student, params.tga.alignment, scratch / "state.safetensors", b.update
         )
-    projector, mixed = mixed_on(params, student, trained.projector)
-    document = {
+    projector, merit = trained.projector, trained.validated[trained.step]
+    files = {}
+    if trained.step:  # else they are the model's own, of which no share is more than another
+        projector, swept = mixed_on(params, student, trained.projector)
+        merit = swept.tried[swept.chosen][1].merit
+        files["sweep.json"] = swept.document()
+    files["training.json"] = {
         **told_of(trained),
-        "alpha": projector.about["alpha"],
+        "share": projector.about.get("share"),
+        "deployed_merit": merit,
         "cosines": cosines(student, projector),
         "alignment": asdict(params.tga.alignment),
         "training": asdict(params.tga.training),
@@ -66,10 +73,10 @@ def run(params: Params, model_name: str) -> Path:
         bundle_folder(model_name, TGA),
         binding_of(student.model, student.processor),
         data=[{"id": name, "sha256": file_hash(file)} for name, file in student.files.items()],
-        measurements={"calibration_merit": mixed.tried[mixed.chosen][1].merit},
+        measurements={"calibration_merit": merit},
         extra_files={
             name: json.dumps(told, indent=1, sort_keys=True, allow_nan=False) + "\n"
-            for name, told in (("training.json", document), ("sweep.json", mixed.document()))
+            for name, told in files.items()
         },
     )
     shutil.rmtree(scratch, ignore_errors=True)
@@ -199,7 +206,7 @@ def train_on(
         seed=params.seed,
     )
 
-    measured = _measuring(params, student)
+    measured = measuring(params, student)
 
     return train_projector(
         loss,
@@ -213,8 +220,13 @@ def train_on(
     )
 
 
-def mixed_on(params: Params, student: Student, projector: Any) -> tuple[Any, Any]:
-    """Choose how much of a trained change is made; return it, and the sweep that chose it."""
+def mixed_on(
+    params: Params, student: Student, projector: Any, undefended: Any = None
+) -> tuple[Any, Any]:
+    """Choose how much of a trained change is made; return it, and the sweep that chose it.
+
+    ``undefended`` is what the model does with its own weights, where that was measured already.
+    """
     from tqdm import tqdm
 
     from hauberk.evaluation.selection import MixedSetting, sweep
@@ -222,7 +234,7 @@ def mixed_on(params: Params, student: Student, projector: Any) -> tuple[Any, Any
     def mixed(setting: Any) -> Any:
         return projector.mixed(student.model, setting.alpha)
 
-    measured = _measuring(params, student)
+    measured = measuring(params, student)
     settings = [MixedSetting(alpha) for alpha in params.tga.alphas]
     with tqdm(total=len(settings), desc=f"{student.name}: shares of a change") as bar:
 
@@ -231,11 +243,12 @@ def mixed_on(params: Params, student: Student, projector: Any) -> tuple[Any, Any
             bar.update()
             return rates
 
-        found = sweep(settings, measured(None), tried, params.tga.bounded)
+        own = undefended or measured(None)
+        found = sweep(settings, own, tried, params.tga.bounded)
     return mixed(found.tried[found.chosen][0]), found
 
 
-def _measuring(params: Params, student: Student) -> Callable[[Any], Any]:
+def measuring(params: Params, student: Student) -> Callable[[Any], Any]:
     """Tell what the model does on the calibration split with some weights; None for its own."""
     from hauberk.evaluation.selection import measure
 
@@ -352,7 +365,9 @@ def _depends_on(params: Params, student: Student) -> str:
 
     data = {name: file_hash(file) for name, file in student.files.items()}
     binding = asdict(binding_of(student.model, student.processor))
-    settings = params.evaluate.answers, params.tga, params.judges.first
+    told = params.tga
+    read = told.aligned, told.answered, told.validate_on, told.index
+    settings = params.evaluate.answers, read, params.judges.first
     return repr((binding, data, settings, versions(), code_hash(), guard_files(params)))
 
 

@@ -186,7 +186,7 @@ def test_mixed_weights_lie_between_the_models_own_and_the_trained_ones(any_tiny,
     own = weights(any_tiny.model)
     mixed = projector.mixed(any_tiny.model, alpha)
     assert same(weights(any_tiny.model), own)
-    assert mixed.about == {"layers": [1], "alpha": alpha}
+    assert mixed.about == {"layers": [1], "share": alpha}
     far, near = projector.weights(any_tiny.model), mixed.weights(any_tiny.model)
     assert far.keys() == near.keys()
     for name, value in near.items():
@@ -201,15 +201,38 @@ def test_mixing_twice_is_mixing_by_the_product(tiny):
     twice, once = projector.mixed(tiny.model, 0.5).mixed(tiny.model, 0.5), 0.25
     torch.testing.assert_close(twice.weights(tiny.model), projector.mixed(tiny.model, once).weights(
         tiny.model))  # fmt: skip
-    assert twice.about["alpha"] == once
+    assert twice.about["share"] == once
 
 
 def test_a_mixed_bundle_is_a_bundle_like_any_other(tiny, part, tmp_path):
     mixed = changed(tiny.model, part).mixed(tiny.model, 0.5)
     folder = mixed.save(tmp_path / "b", binding_of(tiny.model, tiny.processor), data=[])
-    assert json.loads((folder / CARD).read_text())["parameters"]["training"]["alpha"] == 0.5
+    assert json.loads((folder / CARD).read_text())["parameters"]["training"]["share"] == 0.5
     loaded = load(folder, tiny.model, tiny.processor)
     assert same(loaded.weights(tiny.model), mixed.weights(tiny.model))
+
+
+def test_what_is_mixed_of_a_loaded_bundle_stays_bound_and_retrieves(tiny, lab_folder, tmp_path):
+    folder = changed(tiny.model, PARTS[0]).with_retrieved(Retrieved("after"), None).save(
+        tmp_path / "b", binding_of(tiny.model, tiny.processor), data=[]
+    )  # fmt: skip
+    mixed = load(folder, tiny.model, tiny.processor).mixed(tiny.model, 0.5)
+    assert mixed.retrieved == Retrieved("after")
+    other = AutoModelForImageTextToText.from_pretrained(lab_folder).eval()
+    other.model.language_model.norm.weight.data.add_(1)
+    for use in (mixed.applied(other).__enter__, lambda: mixed.mixed(other, 0.5)):
+        with pytest.raises(WrongModel, match="weights"):
+            use()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_mixed_in_the_wider_of_both_precisions(lab_folder, dtype):
+    model = AutoModelForImageTextToText.from_pretrained(lab_folder, dtype=dtype).eval()
+    own = weights(model)
+    for tensors, kept in ((torch.float32, model), (dtype, model.float())):
+        given = {n: t.to(tensors) for n, t in changed(model, PARTS[0]).tensors.items()}
+        untouched = Projector(given, PARTS[0]).mixed(kept, 0.0).weights(kept)
+        assert same(untouched, {name: own[name].to(kept.dtype) for name in untouched})
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])

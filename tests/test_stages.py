@@ -736,6 +736,27 @@ def test_the_bundle_says_what_was_tried_on_calibration_and_loads(done, tiny):
 
 
 @pytest.mark.slow
+def test_the_share_of_a_change_is_chosen_on_calibration_and_is_what_the_bundle_makes(done, tiny):
+    import hauberk
+
+    folder = done / "artifacts/lab-llava/tga/bundle"
+    told = json.loads((folder / "training.json").read_text())
+    about = json.loads((folder / "card.json").read_text())
+    swept = folder / "sweep.json"
+    assert swept.is_file() == bool(told["step"])
+    if not told["step"]:
+        assert told["share"] is None
+        return
+    sweep = json.loads(swept.read_text())
+    assert [row["alpha"] for row in sweep["rows"]] == SMALL["tga"]["alphas"]
+    assert (sweep["split"], sweep["bounded"]) == ("calibration", SMALL["tga"]["bounded"])
+    (chosen,) = [row for row in sweep["rows"] if row["chosen"]]
+    assert chosen["alpha"] == told["share"] == about["parameters"]["training"]["share"]
+    assert chosen["merit"] == told["deployed_merit"] == about["measurements"]["calibration_merit"]
+    assert hauberk.load(folder, tiny.model, tiny.processor).about["share"] == chosen["alpha"]
+
+
+@pytest.mark.slow
 def test_safety_layers_are_located_on_the_anchor_split_and_are_the_same_every_time(done, tmp_path):
     folder = done / "artifacts/lab-llava/tga/layers"
     found, card = (json.loads((folder / f"{name}.json").read_text()) for name in ("layers", "card"))

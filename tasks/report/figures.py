@@ -55,6 +55,8 @@ def setting(row: Row) -> str:
         rest = [f"{title.lower()} {told[title]}" for title in ("Layers", "Fill")]
         begin = [told["Prefix"], told["Placement"], f"γ {told['γ']}", told["Gate"], told["Mode"]]
         return ", ".join([*begin, *rest])
+    if not is_shift(row):
+        return f"α {row['alpha']:g}, the share of the trained change that is made"
     parts = [f"α {row['alpha']:g}"] if number(row.get("alpha")) is not None else []
     parts += [str(row[name]) for name in KIND if row.get(name) is not None]
     rest = [f"{name} {brief(row[name])}" for name in SETTING if name not in KIND and name in row]

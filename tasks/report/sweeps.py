@@ -33,7 +33,9 @@ class Line:
 
 def kind_of(row: Row) -> str:
     """Name what a setting does, for the legend."""
-    return ", ".join(str(row[name]) for name in KIND if row.get(name) is not None) or "setting"
+    if not is_shift(row):
+        return "share of the trained change"
+    return ", ".join(str(row[name]) for name in KIND if row.get(name) is not None)
 
 
 def look_of(row: Row) -> tuple[int, bool]:

@@ -124,13 +124,16 @@ def _kept(found: Row) -> str:
         return f"{said}."
     before, after = merits[0], merits[found["step"]]
     said += f": their merit on the calibration split is {after:.2f}, {before:.2f} untrained."
-    return f"{said} {_share(found)} of their change is made." if _share(found) else said
+    deployed = number(found.get("deployed_merit"))
+    if not _share(found) or deployed is None:
+        return said
+    return f"{said} {_share(found)} of their change is made, with a merit of {deployed:.2f}."
 
 
 def _share(found: Row) -> str:
     """How much of the change is made, in percent; nothing where that is all of it, or not told."""
-    alpha = number(found.get("alpha"))
-    return "" if alpha is None or alpha == 1 else f"{100 * alpha:.0f} %"
+    share = number(found.get("share"))
+    return "" if share is None or share == 1 else f"{100 * share:.0f} %"
 
 
 def _merits(found: Row) -> Mapping[int, float]:

@@ -10,7 +10,7 @@ from hauberk import UNDEFENDED
 from hauberk.evaluation.statistics import wilson
 from tasks.params import TGA
 from tasks.report import Comparison, render_report, tga
-from tasks.report.figures import file_name
+from tasks.report.figures import figures, file_name
 from tasks.report.words import amount, interval
 from tests.report.reading import Page
 
@@ -106,16 +106,45 @@ def test_what_was_kept_is_said_or_that_nothing_was_better(found):
 
 
 def test_how_much_of_the_change_is_made_is_said_where_it_is_not_all():
-    of = {"lab-llava": training() | {"alpha": 0.7}, "lab-qwen": training() | {"alpha": 1.0}}
-    of["lab-llava"]["variants"][BOTH]["alpha"] = 0.5
+    of = {"lab-llava": training() | {"share": 0.7, "deployed_merit": 0.88},
+          "lab-qwen": training() | {"share": 1.0, "deployed_merit": 0.9}}  # fmt: skip
+    of["lab-llava"]["variants"][BOTH]["share"] = 0.5
     page = tga.aligned(Comparison(metrics=[
         measured(0, model, defense, *COLUMNS[0]) for model in of for defense in (TGA, BOTH)
     ], projectors=of))  # fmt: skip
     part, whole = page.values()
-    assert "0.10 untrained. 70 % of their change is made." in part.said
+    assert "0.10 untrained. 70 % of their change is made, with a merit of 0.88." in part.said
     assert "change is made" not in whole.said
     assert [row.what[-18:] for row in part.rows] == ["70 % of the change", "50 % of the change"]
     assert not any("change" in row.what for row in whole.rows)
+
+
+def test_the_shares_that_were_tried_are_drawn_and_say_on_what_bounds_are_set(tmp_path):
+    suites = {"image": {"n": 50, "unsafe_rate": 0.1}} | {
+        name: {"n": 50, "accuracy": 0.9, "over_refusal": 0.0} for name in ("benign_image", "twin")
+    }
+    rows = [
+        {"alpha": alpha, "unsafe_rate": 1 - alpha, "accuracy": 1 - alpha / 5, "over_refusal": 0.0,
+         "n_harmful": 50, "n_benign": 100, "merit": alpha, "suites": suites, "broken_on": [],
+         "chosen": alpha == 0.8}
+        for alpha in (0.5, 0.8, 1.0)
+    ]  # fmt: skip
+    sweep = {
+        "rule": "the <best>.", "split": "calibration", "undefended": rows[0], "rows": rows,
+        "chosen": {"alpha": 0.8}, "within_bounds": True, "bounded": ["benign_image"],
+    }  # fmt: skip
+    told = Comparison(metrics=[
+        measured(0, "lab-llava", TGA, *COLUMNS[0])
+    ], sweeps={("lab-llava", TGA): sweep}, projectors={"lab-llava": training()})  # fmt: skip
+    page = Page((render_report(told, tmp_path)).read_text("utf-8"))
+    text = " ".join(page.text.split())
+    assert text.count("ounds are set on benign_image alone") == 2
+    assert "α 0.8, the share of the trained change that is made: unsafe answers 20" in text
+    drawn = [figure.title for figure in figures(told, "lab-llava")]
+    assert drawn == ["tga: unsafe answers and utility against α (calibration split)"]
+    everywhere = replace(told, sweeps={("lab-llava", TGA): sweep | {"bounded": None}})
+    page = Page((render_report(everywhere, tmp_path / "all")).read_text("utf-8"))
+    assert "ounds are set on" not in page.text
 
 
 def test_a_variant_that_was_no_better_than_the_model_is_shown_as_it_was_trained():

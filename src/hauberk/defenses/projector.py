@@ -224,18 +224,22 @@ class Projector:
         """
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha: {alpha} is wrong, from 0 to 1 is right.")
-        parameters, _ = self._fitted(model)
+        self._check(model)
+        parameters = dict(model.named_parameters())
 
         def between(name: str, value: Tensor) -> Tensor:
             if name.endswith(FACTOR_A):
                 return value
             if name.endswith(FACTOR_B):
                 return alpha * value
-            own = parameters[name].detach().to("cpu", value.dtype)
-            return own.lerp(value, alpha)
+            own = parameters.get(name)
+            if own is None or own.shape != value.shape:
+                raise _unfitting(name, tuple(value.shape), own)
+            wide = torch.promote_types(own.dtype, value.dtype)
+            return own.detach().to("cpu", wide).lerp(value.to(wide), alpha)
 
         tensors = {name: between(name, value) for name, value in self.tensors.items()}
-        about = self.about | {"alpha": alpha * self.about.get("alpha", 1.0)}
+        about = self.about | {"share": alpha * self.about.get("share", 1.0)}
         other = Projector(
             tensors, self.part, about, retrieved=self.retrieved, retriever=self.retriever
         )
@@ -255,18 +259,14 @@ class Projector:
         made = {}
         for name, factors in _by_weight(self.tensors).items():
             weight = parameters.get(name)
-            shape = None if weight is None else tuple(weight.shape)
             value = factors.get("")
             expected = (
                 (factors[FACTOR_B].shape[0], factors[FACTOR_A].shape[1])
                 if value is None
                 else tuple(value.shape)
             )
-            if weight is None or shape != expected:
-                raise WrongModel(
-                    f"the trained weight {name!r} has shape {expected}, that of this model "
-                    f"{shape or 'is not there'}; load the model that it was trained for."
-                )
+            if weight is None or tuple(weight.shape) != expected:
+                raise _unfitting(name, expected, weight)
             if value is None:
                 a, b = (factors[kind].to(weight.device).float() for kind in (FACTOR_A, FACTOR_B))
                 value = weight.float() + (self.part.alpha / self.part.rank) * (b @ a)
@@ -310,6 +310,10 @@ class Projector:
         _REPLACED.add(model)
 
     def _fitted(self, model: PreTrainedModel) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+        self._check(model)
+        return dict(model.named_parameters()), self.weights(model)
+
+    def _check(self, model: PreTrainedModel) -> None:
         if self._bound:
             self._bound.check(model)
         if model in _REPLACED:
@@ -318,7 +322,6 @@ class Projector:
                 "call model.generate, or respond without `defense`, or leave the block first; "
                 "where they were installed, load the model again."
             )
-        return dict(model.named_parameters()), self.weights(model)
 
     def export(self, model: PreTrainedModel, processor: ProcessorMixin, folder: str | Path) -> Path:
         """Write the model with these weights as a checkpoint that stock transformers loads.
@@ -385,6 +388,14 @@ class Projector:
         projector.weights(model)  # holds every shape against the model's
         projector._bound = Bound(card, model, processor)
         return projector
+
+
+def _unfitting(name: str, expected: tuple[int, ...], weight: Tensor | None) -> WrongModel:
+    shape = "is not there" if weight is None else tuple(weight.shape)
+    return WrongModel(
+        f"the trained weight {name!r} has shape {expected}, that of this model {shape}; load the "
+        "model that it was trained for."
+    )
 
 
 def check_part(part: Part, model: PreTrainedModel) -> None:
