@@ -82,6 +82,8 @@ class FrameBudget:
     steps: Positive
     batch: Positive = 8
     """Requests of a kind in a step."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.03
+    """Of a step, in pixels of [0, 1]; the fewer steps, the larger."""
     validated: Positive = 40
     """Of the calibration split, in each suite that frames are validated on, if it has so many."""
     attacked: Positive = 24
@@ -361,7 +363,6 @@ class FrameTraining:
     """How frames are trained; see :class:`hauberk.defenses.safety_prompt_training.FrameSetting`."""
 
     optimizer: Literal["adam", "sign"] = "adam"
-    rate: Annotated[float, Field(gt=0, le=1)] = 0.03
     batches: Literal["both", "one"] = "both"
     harmful_answered: Share = 1.0
     answer_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -178,7 +178,7 @@ def train_on(
         steps=steps,
         batch=params.budget.frame.batch,
         optimizer=told.optimizer,
-        rate=told.rate,
+        rate=params.budget.frame.rate,
         batches=told.batches,
         harmful_answered=told.harmful_answered,
         validate_every=max(1, steps // told.validations),

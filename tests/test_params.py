@@ -130,7 +130,7 @@ WRONG = [
     ((*GUARD_KEY, "gamma"), -1, "variants.0.gamma: -1.* is wrong.*greater than or equal to 0"),
     ((*GUARD_KEY, "placement"), "end", "variants.0.placement: 'end' is wrong.*'user' or 'answer'"),
     ((*GUARD_KEY, "layers"), [9], r"variants.0.layers: \[9\] are outside 0..5"),
-    (("davsp", "training", "rate"), 0, "training.rate: 0.* is wrong.*greater than 0"),
+    (("profiles", "full", "frame", "rate"), 0, "frame.rate: 0.* is wrong.*greater than 0"),
     (("davsp", "training", "optimizer"), "sgd", "optimizer: 'sgd' is wrong.*'adam' or 'sign'"),
     (
         ("davsp", "harm", "low_quantile"),

@@ -106,6 +106,15 @@ def test_every_suite_counts_the_same_whatever_its_size():
     assert rates.pooled()["accuracy"] == pytest.approx(0.99)
 
 
+@given(st.lists(st.integers(0, 300), min_size=6, max_size=6), st.permutations(range(6)))
+def test_the_same_counts_are_the_same_merit_in_any_order(right, order):
+    def merit(counts):
+        benign = {str(place): Served(300, c / 300, 0.0) for place, c in enumerate(counts)}
+        return Rates({"text_image": Attacked(300, 0.1)}, benign).merit
+
+    assert merit(right) == merit([right[place] for place in order])
+
+
 def test_the_bounds_are_one_point_of_accuracy_and_two_of_over_refusal():
     for n, right, refused in ((100, 1, 2), (300, 3, 6), (1000, 10, 20)):
         base = made(n)
