@@ -1,7 +1,10 @@
 """The graph that dvc.yaml of the project means, as DVC resolves it."""
 
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -59,6 +62,27 @@ def test_the_report_waits_for_every_model_and_every_defense(project):
     assert "calibrate_guardalign@another" in needed
     assert set(graph.stages["compare"].upstream) == needed
     graph.close()
+
+
+def test_every_parameter_is_followed_by_a_stage():
+    """One that none follows could be changed, and nothing would be made anew.
+
+    The folder of the checkpoints is followed by what lies in it.
+    """
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].values()
+    keys = {key for stage in stages for key in stage.get("params", [])}
+    wild = (re.sub(r"\\\$\\{[^}]*\\}", "[^.]+", re.escape(key)) for key in keys)  # ${item.model}
+    followed = re.compile(f"({'|'.join(wild)})(\\..*)?")
+    told = _leaves(yaml.safe_load((ROOT / "params.yaml").read_text()))
+    assert {key for key in told if not followed.fullmatch(key)} == {"checkpoints"}
+
+
+def _leaves(content: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
+    if not (isinstance(content, dict) and content):
+        yield ".".join(path)
+        return
+    for key, value in content.items():
+        yield from _leaves(value, (*path, key))
 
 
 def test_a_served_model_is_a_stage_behind_what_guards_it_and_of_none_there_is_no_stage(project):
