@@ -51,7 +51,8 @@ SMALL = {
     "grids": {"sides": [2], "pictures": 8},
     "parts": 2,
     "frame": {
-        "samples": 3, "steps": 2, "batch": 2, "validated": 2, "attacked": 1, "joint_steps": 0,
+        "samples": 3, "steps": 2, "batch": 2, "rate": 0.03,
+        "validated": 2, "attacked": 1, "joint_steps": 0,
     },
     "projector": {"samples": 3, "steps": 2, "validated": 2, "variants": ["tga_control"]},
     "explained": None,

@@ -25,7 +25,7 @@ def plot_training(found: Row) -> str:
         for place, (name, (title, dash)) in enumerate(LOSSES.items()):
             draw_loss(losses, found["history"], name, title, place, dash)
         losses.set(xlabel="step", ylabel="mean of a batch", ylim=(0, None))
-        losses.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=3)
+        figure.legend(*losses.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         draw_merits(merits, found)
         return svg(figure)
 

@@ -35,7 +35,7 @@ Batches = Literal["both", "one"]
 
 _FADING = (0.9, 0.99)
 """Of Adam's means; the second is shorter than its default of 0.999, whose memory of a thousand
-steps is longer than our runs."""
+steps is longer than a short run."""
 _EPSILON = 1e-12
 """Gradients by single pixels are far below Adam's default of 1e-8."""
 _FRAME = "frame"
