@@ -83,7 +83,7 @@ class FrameBudget:
     batch: Positive = 8
     """Requests of a kind in a step."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.03
-    """Of a step, in pixels of [0, 1], of joint frames too; the fewer steps, the larger."""
+    """Of a step, in pixels of [0, 1]; of joint frames too."""
     validated: Positive = 40
     """Of the calibration split, in each suite that frames are validated on, if it has so many."""
     attacked: Positive = 24
